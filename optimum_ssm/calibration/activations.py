@@ -1,0 +1,90 @@
+# Copyright 2026 The optimum_ssm authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+"""The residual stream between two blocks: captured before the first one, carried through block after block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CalibrationError
+
+
+class _Captured(Exception):
+    """Ends the forward of the whole model once the inputs of its first block are known."""
+
+
+class Activations:
+    """Inputs of the current block for every calibration batch, with the arguments that blocks take besides.
+
+    Args:
+        model (`nn.Module`): a model with a `base_model` that takes `input_ids`.
+        first (`nn.Module`): its first block.
+        ids (`Tensor`): int64, (samples, seq_len).
+        batch_size (`int`): samples per batch.
+    """
+
+    def __init__(self, model: nn.Module, first: nn.Module, ids: Tensor, batch_size: int):
+        self.tokens = ids.numel()
+        self.hidden: list[Tensor] = []
+        self._calls: list[tuple[tuple, dict]] = []
+
+        def capture(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            self.hidden.append(args[0] if args else kwargs.pop("hidden_states"))
+            self._calls.append((args[1:], kwargs))
+            raise _Captured
+
+        handle = first.register_forward_pre_hook(capture, with_kwargs=True)
+        try:
+            device = model.get_input_embeddings().weight.device
+            for batch in ids.split(batch_size):
+                try:
+                    model.base_model(input_ids=batch.to(device), use_cache=False)
+                except _Captured:
+                    pass
+        finally:
+            handle.remove()
+
+    def through(self, block: nn.Module, name: str) -> list[Tensor]:
+        """Outputs of `block` for every batch, (batch, seq_len, hidden) each; the inputs stay as they are.
+
+        Raises:
+            CalibrationError: an output is not finite; the block is named.
+        """
+        outputs = []
+        for hidden, (args, kwargs) in zip(self.hidden, self._calls):
+            output = block(hidden, *args, **kwargs)
+            output = output[0] if isinstance(output, tuple) else output
+            if not output.isfinite().all():
+                raise CalibrationError(f"{name}: activations are not finite; load the model in a wider dtype")
+            outputs.append(output)
+        return outputs
+
+    def advance(self, outputs: list[Tensor]) -> None:
+        """Take `outputs` as the inputs of the next block."""
+        self.hidden = outputs
+
+    def relative_error(self, dense: list[Tensor], pruned: list[Tensor]) -> float:
+        """‖pruned - dense‖² / ‖dense - input‖² over all tokens: the block's own contribution that was lost."""
+        lost = sum(float((p.float() - d.float()).square().sum()) for p, d in zip(pruned, dense))
+        whole = sum(float((d.float() - h.float()).square().sum()) for d, h in zip(dense, self.hidden))
+        return lost / whole if whole else 0.0
+
+
+@contextmanager
+def inference_state(model: nn.Module) -> Iterator[None]:
+    """eval mode, no gradients, no TF32; everything is as it was at exit, also after an exception."""
+    modes = {module: module.training for module in model.modules()}
+    tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    model.eval()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
+        for module, training in modes.items():
+            module.training = training

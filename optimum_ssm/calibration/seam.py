@@ -1,0 +1,98 @@
+# Copyright 2026 The optimum_ssm authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+"""The one seam into transformers: the module-level scan that a mixer calls, replaced while calibration runs.
+
+transformers looks the function up in its modelling module at every call, so replacing the module's global sees every
+layer. The replacement is this library's scan: it can sum over the hidden state on the way, and on the CPU it is several
+times faster than the fallback.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.utils import is_mamba_ssm_available
+
+from ..families.base import Family
+from ..ops import selective_scan as mamba_scan
+from ..ops import state_space_dual as mamba2_scan
+
+
+# Sums that each recurrence can give, by name.
+AVAILABLE_SUMS = {"mamba": tuple(mamba_scan.SCAN_SUMS), "mamba2": tuple(mamba2_scan.SCAN_SUMS)}
+
+
+class ScanSeam:
+    """What the replaced scan adds to while it runs.
+
+    Attributes:
+        sums (`dict[str, Tensor]`): accumulators by name, float32; made at the first call after `start`.
+        tokens (`int`): tokens that went into them.
+    """
+
+    def __init__(self) -> None:
+        self._names: tuple[str, ...] = ()
+        self.sums: dict[str, Tensor] = {}
+        self.tokens = 0
+
+    def start(self, names: tuple[str, ...]) -> None:
+        """Begin new sums of these names; with no name the scan only computes its output."""
+        self._names, self.sums, self.tokens = names, {}, 0
+
+    @property
+    def summing(self) -> bool:
+        """Whether any sum is asked for."""
+        return bool(self._names)
+
+    def mamba(self, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, **kwargs: Any) -> Any:
+        """`mamba_selective_scan` with the sums. Shapes as in `ops.selective_scan`."""
+        for flag in ("use_mambapy", "use_associative_scan"):  # they choose between fallbacks that are not used here
+            kwargs.pop(flag, None)
+        if self._names and not self.sums:
+            self.sums = mamba_scan.allocate_sums(
+                self._names, channels=x.shape[1], state_size=A.shape[1], length=x.shape[2], device=x.device
+            )
+        self.tokens += x.shape[0] * x.shape[2]
+        return mamba_scan.selective_scan(x, dt, A, B, C, sums=self.sums or None, **kwargs)
+
+    def mamba2(self, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, **kwargs: Any) -> Any:
+        """`mamba2_chunk_scan` with the sums. Shapes as in `ops.state_space_dual`."""
+        kwargs.pop("chunk_size", None)  # the model's suits the fused kernel; ours picks what suits the cache
+        kwargs = {name: value for name, value in kwargs.items() if value is not None}
+        if self._names and not self.sums:
+            self.sums = mamba2_scan.allocate_sums(
+                self._names, heads=x.shape[2], state_size=B.shape[3], device=x.device
+            )
+        self.tokens += x.shape[0] * x.shape[1]
+        return mamba2_scan.state_space_dual(x, dt, A, B, C, sums=self.sums or None, **kwargs)
+
+
+@contextmanager
+def replaced_scan(family: Family, model: nn.Module) -> Iterator[ScanSeam]:
+    """Replace the scan of `model`'s modelling module by this library's; the original is back at exit, come what may.
+
+    Two calls are left to the original: those under autograd, and on CUDA with mamba_ssm installed those that ask for no
+    sums, where the fused kernel is faster.
+    """
+    mixer = next(mixer for _, block in family.blocks(model) if (mixer := family.mixer(block)) is not None)
+    module = sys.modules[type(mixer).__module__]
+    original = getattr(module, family.scan)
+    seam = ScanSeam()
+    ours = getattr(seam, family.recurrence)
+
+    def scan(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        fused = x.is_cuda and not seam.summing and is_mamba_ssm_available()
+        if fused or torch.is_grad_enabled():
+            return original(x, *args, **kwargs)
+        return ours(x, *args, **kwargs)
+
+    setattr(module, family.scan, scan)
+    try:
+        yield seam
+    finally:
+        setattr(module, family.scan, original)

@@ -1,0 +1,222 @@
+# Copyright 2026 The optimum_ssm authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+"""`SSMPrunerConfig`: what to prune, how much, where and on which text. Every contradiction is refused here."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import ConfigurationError
+from .methods import METHODS
+from .registry import unknown
+from .sparsity.allocations import ALLOCATIONS
+from .sparsity.pattern import Pattern
+
+
+SCOPES = ("row", "tensor", "global")
+A_LOG_FILLS = ("memoryless", "zero")
+LARGEST_MEMORYLESS = 88.0  # exp of more than this is infinite in float32
+
+
+def _option(default: Any, help: str, **kwargs: Any) -> Any:
+    if isinstance(default, (dict, list)):
+        return field(default_factory=lambda: type(default)(default), metadata={"help": help, **kwargs})
+    return field(default=default, metadata={"help": help, **kwargs})
+
+
+@dataclass
+class SSMPrunerConfig:
+    """Everything that one pruning pass needs to know. Its fields are also the CLI's flags and the keys of a YAML recipe.
+
+    Raises:
+        ConfigurationError: a field is unknown, has the wrong type, lies out of range or contradicts another one. The
+            message names the field, the value and what is allowed.
+
+    Example:
+        ```python
+        SSMPrunerConfig(method="sparsessm", sparsity=0.5, targets=["A_log"], dataset="wikitext2")
+        SSMPrunerConfig(method="sparsegpt", pattern="2:4", dataset="my_text.txt", num_samples=64)
+        ```
+    """
+
+    method: str = _option("sparsessm", "what scores the weights; `optimum-cli ssm methods` lists them")
+    sparsity: float | None = _option(None, "share of the selected weights to remove, in [0, 1); left out with N:M")
+    pattern: str = _option("unstructured", "'unstructured' or 'N:M' such as '2:4' (N kept of M consecutive inputs)")
+    targets: list[str] | None = _option(None, "weights to prune: names, globs or 're:…'; default: the method's own")
+    exclude: list[str] = _option([], "weights to leave alone, named like targets")
+    scope: str | None = _option(None, "comparison group of the scores; default: the method's own", choices=SCOPES)
+    allocation: str | None = _option(None, "how the budget is spread over weights and blocks; default: the method's own")
+    a_log_fill: str = _option(
+        "memoryless",
+        "what a pruned A_log entry means: 'memoryless' (its decay becomes 0) or 'zero' (A_log = 0: decay exp(-dt))",
+        choices=A_LOG_FILLS,
+    )
+    memoryless_value: float = _option(38.0, "A_log value that stands for memoryless, in (0, 88]")
+    dataset: Any = _option("wikitext2", "calibration text: 'wikitext2', 'c4', a Hub id, or a .txt/.jsonl/.parquet file")
+    dataset_name: str | None = _option(None, "configuration name of a Hub dataset")
+    dataset_split: str | None = _option(None, "split of the dataset; default 'train'. A test split is refused")
+    text_column: str = _option("text", "column that holds the text")
+    num_samples: int = _option(128, "number of calibration blocks")
+    seq_len: int = _option(2048, "tokens in a calibration block")
+    batch_size: int = _option(8, "calibration blocks per forward pass")
+    seed: int = _option(0, "seed of the calibration blocks and of methods that draw")
+    sequential: bool = _option(True, "let the outputs of a pruned block feed the next one")
+    method_kwargs: dict = _option({}, "the method's own parameters, as key=value")
+    allocation_kwargs: dict = _option({}, "the allocation's own parameters, as key=value")
+
+    def __post_init__(self) -> None:
+        self._check_types()
+        self._check_ranges()
+        self._check_names()
+        self._check_sparsity()
+
+    def _check_types(self) -> None:
+        expected = {
+            "method": str, "pattern": str, "exclude": list, "a_log_fill": str, "memoryless_value": (int, float),
+            "text_column": str, "num_samples": int, "seq_len": int, "batch_size": int, "seed": int,
+            "sequential": bool, "method_kwargs": dict, "allocation_kwargs": dict,
+        }  # fmt: skip
+        optional = {
+            "sparsity": (int, float), "targets": list, "scope": str, "allocation": str, "dataset_name": str,
+            "dataset_split": str,
+        }  # fmt: skip
+        for name in ("targets", "exclude"):
+            value = getattr(self, name)
+            if isinstance(value, (str, tuple)):  # one name is as clear as a list of one
+                setattr(self, name, [value] if isinstance(value, str) else list(value))
+        for name, kinds in {**expected, **optional}.items():
+            value = getattr(self, name)
+            missing = value is None and name in optional
+            if not missing and (not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool)):
+                names = "number" if isinstance(kinds, tuple) else kinds.__name__
+                raise ConfigurationError(f"{name}={value!r} must be a {names}, got {type(value).__name__}")
+        for name in ("targets", "exclude"):
+            for value in getattr(self, name) or []:
+                if not isinstance(value, str):
+                    raise ConfigurationError(f"{name} holds {value!r}; every entry must be a name, a glob or 're:…'")
+
+    def _check_ranges(self) -> None:
+        for name, least in {"num_samples": 1, "seq_len": 2, "batch_size": 1, "seed": 0}.items():
+            if getattr(self, name) < least:
+                raise ConfigurationError(f"{name}={getattr(self, name)} must be at least {least}")
+        if not 0 < self.memoryless_value <= LARGEST_MEMORYLESS:
+            raise ConfigurationError(
+                f"memoryless_value={self.memoryless_value} must lie in (0, {LARGEST_MEMORYLESS:g}]: above it exp overflows"
+            )
+        if self.dataset_split is not None and "test" in self.dataset_split.lower():
+            raise ConfigurationError(
+                f"dataset_split={self.dataset_split!r} is a test split; calibrate on 'train' or 'validation'"
+            )
+
+    def _check_names(self) -> None:
+        for value, allowed, name in (
+            (self.method, METHODS.names(), "method"),
+            (self.allocation, ALLOCATIONS.names(), "allocation"),
+            (self.scope, list(SCOPES), "scope"),
+            (self.a_log_fill, list(A_LOG_FILLS), "a_log_fill"),
+        ):
+            if value is not None and value not in allowed:
+                raise ConfigurationError(unknown(name, value, allowed))
+        METHODS.build(self.method, self.method_kwargs, "method_kwargs")
+        if self.allocation is not None:
+            ALLOCATIONS.build(self.allocation, self.allocation_kwargs, "allocation_kwargs")
+        if self.scope == "global" and self.allocation not in (None, "global"):
+            raise ConfigurationError(
+                f"scope='global' compares all weights at once and so contradicts allocation={self.allocation!r}; "
+                "leave one of them out"
+            )
+
+    def _check_sparsity(self) -> None:
+        pattern = Pattern.parse(self.pattern)
+        if self.sparsity is not None and not 0 <= self.sparsity < 1:
+            raise ConfigurationError(f"sparsity={self.sparsity} must lie in [0, 1)")
+        if not pattern.is_n_m:
+            if self.sparsity is None:
+                raise ConfigurationError("sparsity must be given, in [0, 1), unless pattern is N:M such as '2:4'")
+            return
+        if self.sparsity is not None and abs(self.sparsity - pattern.sparsity) > 1e-9:
+            raise ConfigurationError(
+                f"pattern={self.pattern!r} removes {pattern.sparsity:g} of the weights and contradicts "
+                f"sparsity={self.sparsity}; leave sparsity out or give {pattern.sparsity:g}"
+            )
+        self.sparsity = pattern.sparsity
+        for name in ("scope", "allocation"):
+            if getattr(self, name) not in (None, "uniform", "row"):
+                raise ConfigurationError(
+                    f"{name}={getattr(self, name)!r} contradicts pattern={self.pattern!r}, which fixes the count in "
+                    f"every group of {pattern.group}; leave {name} out"
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON-ready values; a dataset that is an object is replaced by a description of it."""
+        values = dataclasses.asdict(dataclasses.replace(self, dataset=None))
+        known = isinstance(self.dataset, (str, os.PathLike))
+        values["dataset"] = str(self.dataset) if known else f"<{type(self.dataset).__name__} in memory>"
+        return values
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> SSMPrunerConfig:
+        """A config from a mapping, such as one entry of a YAML recipe.
+
+        Raises:
+            ConfigurationError: a key is unknown, or a value is refused.
+        """
+        allowed = [f.name for f in dataclasses.fields(cls)]
+        for key in values:
+            if key not in allowed:
+                raise ConfigurationError(unknown("config key", key, allowed))
+        return cls(**values)
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike) -> list[SSMPrunerConfig]:
+        """A recipe from a YAML or JSON file: one mapping, a list of mappings, or a mapping with the key `passes`.
+
+        Raises:
+            ConfigurationError: the file cannot be read or parsed, is empty, or a pass in it is refused (its number is
+                named).
+        """
+        import yaml
+
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+            loaded = json.loads(text) if str(path).endswith(".json") else yaml.safe_load(text)
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise ConfigurationError(f"recipe {path} cannot be read: {' '.join(str(error).split())}") from error
+        passes = loaded.get("passes", [loaded]) if isinstance(loaded, dict) else loaded
+        if not isinstance(passes, list) or not passes or not all(isinstance(entry, dict) for entry in passes):
+            raise ConfigurationError(f"recipe {path} must hold one mapping or a non-empty list of mappings")
+        configs = []
+        for number, entry in enumerate(passes, start=1):
+            try:
+                configs.append(cls.from_dict(entry))
+            except ConfigurationError as error:
+                raise ConfigurationError(f"recipe {path}, pass {number}: {error}") from error
+        return configs
+
+
+def parse_recipe(value: Any) -> list[SSMPrunerConfig]:
+    """A list of configs from a config, a mapping, a path to a YAML or JSON file, or a list of the first two.
+
+    Raises:
+        ConfigurationError: `value` is none of these, or an entry is refused.
+    """
+    if isinstance(value, (str, os.PathLike)):
+        return SSMPrunerConfig.from_file(value)
+    entries = value if isinstance(value, (list, tuple)) else [value]
+    configs = []
+    for entry in entries:
+        if isinstance(entry, dict):
+            entry = SSMPrunerConfig.from_dict(entry)
+        if not isinstance(entry, SSMPrunerConfig):
+            raise ConfigurationError(
+                f"a recipe is made of SSMPrunerConfig objects or mappings, got {type(entry).__name__}"
+            )
+        configs.append(entry)
+    if not configs:
+        raise ConfigurationError("a recipe needs at least one pass, got an empty list")
+    return configs

@@ -1,0 +1,158 @@
+# Copyright 2026 The optimum_ssm authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+"""A pruned model on disk: stock safetensors, tokenizer, settings, report, card and picture."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import HfHubHTTPError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import cached_file, logging
+
+from ..configuration import SSMPrunerConfig
+from ..errors import CheckpointError, ConfigurationError
+from ..report import PruningReport
+from ..version import __version__
+from .directory import whole_directory
+from .model_card import write_card
+from .original_checkpoints import ORIGINAL_TOKENIZER, is_original_config, load_original
+
+
+logger = logging.get_logger(__name__)
+
+CONFIG_FILE = "ssm_pruner_config.json"
+REPORT_FILE = "report.json"
+PICTURE_FILE = "pruning.png"
+FORMAT_VERSION = 1
+# Arguments of from_pretrained that say where a file comes from.
+LOCATION = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
+
+
+def load_model(source: str | os.PathLike, **kwargs: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A causal language model from a Hub id or directory, in the transformers or the original state-spaces format.
+
+    Args:
+        source (`str` or `os.PathLike`): Hub id or directory.
+        **kwargs: passed to `from_pretrained`: `device_map`, `dtype`, `revision`, `token`, `max_memory`, …
+
+    Returns:
+        `tuple`: the model in eval mode and the raw `config.json`.
+
+    Raises:
+        CheckpointError: the checkpoint is not found or cannot be read; one line that says why.
+    """
+    location = {name: kwargs[name] for name in LOCATION if name in kwargs}
+    raw = read_json(source, "config.json", location)
+    if raw is None:
+        raise CheckpointError(f"{source} has no config.json")
+    try:
+        if is_original_config(raw):
+            return load_original(source, raw, **kwargs), raw
+        return AutoModelForCausalLM.from_pretrained(source, **kwargs), raw
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{source} cannot be loaded: {_one_line(error)}") from error
+
+
+def load_tokenizer(source: str | os.PathLike, raw_config: dict[str, Any], **location: Any) -> Any:
+    """The tokenizer beside a model (original checkpoints have none: EleutherAI/gpt-neox-20b), or `None` with a warning."""
+    name = source
+    if is_original_config(raw_config):
+        name, location = ORIGINAL_TOKENIZER, {k: v for k, v in location.items() if k not in ("revision", "subfolder")}
+    try:
+        return AutoTokenizer.from_pretrained(name, **location)
+    except (OSError, ValueError, KeyError) as error:
+        logger.warning(f"no tokenizer for {source}: {_one_line(error)}. Pass tokenizer=… or calibrate on token ids")
+        return None
+
+
+def read_json(source: str | os.PathLike, name: str, location: dict[str, Any]) -> dict[str, Any] | None:
+    """A JSON file of a Hub repository or directory; `None` if it has no such file.
+
+    Raises:
+        CheckpointError: the repository does not exist or cannot be reached, or the file is not JSON.
+    """
+    if Path(source).is_dir():
+        path = Path(source) / name
+        path = path if path.is_file() else None
+    else:
+        try:
+            path = cached_file(source, name, _raise_exceptions_for_missing_entries=False, **location)
+        except (OSError, HfHubHTTPError) as error:
+            raise CheckpointError(f"{source} cannot be reached: {_one_line(error)}") from error
+    if path is None:
+        return None
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{name} of {source} cannot be read: {error}") from error
+
+
+def load_settings(
+    source: str | os.PathLike, **location: Any
+) -> tuple[list[SSMPrunerConfig], PruningReport] | None:
+    """Recipe and report of a pruned checkpoint, or `None` where the checkpoint is not one of ours.
+
+    Raises:
+        CheckpointError: the files are there but cannot be read.
+    """
+    settings = read_json(source, CONFIG_FILE, location)
+    if settings is None:
+        return None
+    report = read_json(source, REPORT_FILE, location)
+    if settings.get("format_version") != FORMAT_VERSION or report is None:
+        raise CheckpointError(
+            f"{source} was written in format {settings.get('format_version')!r} of {CONFIG_FILE}; "
+            f"optimum_ssm {__version__} reads format {FORMAT_VERSION} with its {REPORT_FILE}"
+        )
+    try:
+        recipe = [SSMPrunerConfig.from_dict(entry) for entry in settings["passes"]]
+    except (KeyError, ConfigurationError) as error:
+        raise CheckpointError(f"{CONFIG_FILE} of {source} cannot be read: {error}") from error
+    return recipe, PruningReport.from_json(json.dumps(report))
+
+
+def save(
+    directory: str | os.PathLike,
+    model: PreTrainedModel,
+    tokenizer: Any,
+    recipe: list[SSMPrunerConfig],
+    report: PruningReport,
+    *,
+    license: str | None = None,
+    overwrite: bool = False,
+    **kwargs: Any,
+) -> None:
+    """Write everything that belongs to a pruned model, whole or not at all.
+
+    Args:
+        directory (`str` or `os.PathLike`): where to; must be empty or new unless `overwrite`.
+        model, tokenizer, recipe, report: what to save; the tokenizer may be `None`.
+        license (`str`, *optional*): the base model's, for the card.
+        overwrite (`bool`): replace a directory that holds something.
+        **kwargs: passed to the model's `save_pretrained`, such as `max_shard_size`.
+
+    Raises:
+        CheckpointError: the directory is not empty, or cannot be written.
+    """
+    settings = {
+        "format_version": FORMAT_VERSION,
+        "optimum_ssm_version": __version__,
+        "passes": [config.to_dict() for config in recipe],
+    }
+    with whole_directory(directory, overwrite) as new:
+        model.save_pretrained(new, **kwargs)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(new)
+        (new / CONFIG_FILE).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        (new / REPORT_FILE).write_text(report.to_json() + "\n", encoding="utf-8")
+        report.plot(new / PICTURE_FILE)
+        write_card(new / "README.md", model, recipe, report, license, PICTURE_FILE)
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 400 else f"{text[:400]}…"

@@ -1,0 +1,77 @@
+# Copyright 2026 The optimum_ssm authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+"""Directories that appear whole or not at all: everything is written beside, then renamed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from ..errors import CheckpointError
+
+
+@contextmanager
+def whole_directory(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
+    """A fresh directory to write into, renamed to `path` when the block ends and removed when it fails.
+
+    Args:
+        path (`str` or `os.PathLike`): the final directory; its parents are made.
+        overwrite (`bool`): replace a directory that holds something. The old one is there until the new one is whole.
+
+    Raises:
+        CheckpointError: `path` is a file, holds something and `overwrite` is off, or cannot be written (no space left,
+            no permission). Nothing is left behind then, and an old directory is untouched.
+    """
+    target = Path(path).absolute()
+    check_free(target, overwrite)
+    beside = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        beside.chmod(0o777 & ~_umask())  # mkdtemp gives 0700, which others could not read
+        yield beside
+        _replace(beside, target)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot write {target}: {' '.join(str(error).split())}") from error
+    finally:
+        if beside is not None:
+            shutil.rmtree(beside, ignore_errors=True)
+
+
+def check_free(path: Path, overwrite: bool) -> None:
+    """Refuse a path that is a file, or a directory that holds something.
+
+    Raises:
+        CheckpointError: naming the path and the way out.
+    """
+    if path.exists() and not path.is_dir():
+        raise CheckpointError(f"{path} is a file; give a directory")
+    if path.is_dir() and any(path.iterdir()) and not overwrite:
+        raise CheckpointError(f"{path} is not empty; give another directory or allow overwriting")
+
+
+def _replace(new: Path, target: Path) -> None:
+    if not target.exists():
+        new.rename(target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+    target.rename(old / target.name)
+    try:
+        new.rename(target)
+    except OSError:
+        (old / target.name).rename(target)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

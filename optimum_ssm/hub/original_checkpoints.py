@@ -1,0 +1,324 @@
+# Copyright 2026 The optimum_ssm authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints in the layout of mamba_ssm (`state-spaces/*` on the Hub): recognised, loaded and written.
+
+Such a repository holds mamba_ssm's own config.json (`d_model`, `n_layer`, no `model_type`) and pytorch_model.bin.
+AutoModel refuses it, and a transformers class that is handed the directory ignores every key and builds its default
+size (29 GB for Mamba-2). So the config is mapped here first, and the shapes in the file are compared with it before
+any model is built. Source: github.com/state-spaces/mamba, mamba_ssm/models and mamba_ssm/modules.
+"""
+
+import json
+import os
+import re
+import shutil
+import zipfile
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import Mamba2Config, Mamba2ForCausalLM, MambaConfig, MambaForCausalLM, PreTrainedModel
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME
+from transformers.utils.hub import cached_file, get_checkpoint_shard_files
+from transformers.utils.logging import get_logger
+
+from ..errors import CheckpointError, ConfigurationError
+
+
+logger = get_logger(__name__)
+
+# The original repositories hold no tokenizer; these models were trained with this one (50,277 tokens).
+ORIGINAL_TOKENIZER = "EleutherAI/gpt-neox-20b"
+
+_CLASSES = {"mamba": MambaForCausalLM, "mamba2": Mamba2ForCausalLM}
+_EMBEDDING, _HEAD, _FIRST_MIXER = "backbone.embedding.weight", "lm_head.weight", "backbone.layers.0.mixer."
+
+# The keys of config.json that may occur: those that are read, those that choose an implementation or an initialisation
+# and so change no trained model, and, with the values allowed, those of which transformers has only one variant. Any
+# other key could change the model and is refused.
+_TOP = "d_model n_layer vocab_size pad_vocab_size_multiple tie_embeddings residual_in_fp32 ssm_cfg"
+_TOP += " fused_add_norm attn_cfg _name_or_path architectures dtype torch_dtype transformers_version"
+_TOP_FIXED = {"attn_layer_idx": ([], None), "d_intermediate": (0,), "rms_norm": (True,)}
+_SSM = "layer d_state d_conv expand bias conv_bias dt_min dt_max dt_init_floor"
+_SSM1 = f"{_SSM} dt_rank dt_init dt_scale use_fast_path"
+_SSM2 = f"{_SSM} headdim ngroups chunk_size dt_limit d_ssm conv_init A_init_range use_mem_eff_path sequence_parallel"
+_SSM2_FIXED = {"D_has_hdim": (False,), "rmsnorm": (True,), "norm_before_gate": (False,), "process_group": (None,)}
+_TOP_KEYS: dict[str, tuple[Any, ...]] = dict.fromkeys(_TOP.split(), ()) | _TOP_FIXED
+_SSM_KEYS = {"Mamba1": dict.fromkeys(_SSM1.split(), ()), "Mamba2": dict.fromkeys(_SSM2.split(), ()) | _SSM2_FIXED}
+
+# Arguments of from_pretrained that would load something else than what was checked, or run code from a pickle.
+_RESERVED = "config key_mapping state_dict output_loading_info ignore_mismatched_sizes weights_only subfolder variant"
+
+
+def is_original_config(config: dict[str, Any]) -> bool:
+    """Whether a parsed config.json is mamba_ssm's: it has `d_model` and `n_layer` and no `model_type`."""
+    return "d_model" in config and "n_layer" in config and "model_type" not in config
+
+
+def convert_config(config: dict[str, Any]) -> MambaConfig | Mamba2Config:
+    """Map a parsed config.json of mamba_ssm to the transformers config of the same model.
+
+    Keys that are absent get mamba_ssm's defaults; the vocabulary is rounded up to `pad_vocab_size_multiple`.
+
+    Raises:
+        CheckpointError: a key is unknown, or its value is malformed or has no counterpart in transformers.
+    """
+    if not is_original_config(config):
+        raise CheckpointError("not a state-spaces config.json: that has d_model and n_layer, and no model_type")
+    _check_keys(config, _TOP_KEYS)
+    ssm = config.get("ssm_cfg") or {}
+    if not isinstance(ssm, dict):
+        raise _refusal("ssm_cfg", ssm, "an object")
+    layer = ssm.get("layer", "Mamba1")
+    if str(layer) not in _SSM_KEYS:
+        raise _refusal("layer", layer, ", ".join(_SSM_KEYS))
+    _check_keys(ssm, _SSM_KEYS[layer])
+    pad = _typed(config, "pad_vocab_size_multiple", 8)
+    fields: dict[str, Any] = {
+        "hidden_size": _typed(config, "d_model"),
+        "num_hidden_layers": _typed(config, "n_layer"),
+        "vocab_size": -(-_typed(config, "vocab_size", 50277) // pad) * pad,
+        "tie_word_embeddings": _typed(config, "tie_embeddings", True),
+        "residual_in_fp32": _typed(config, "residual_in_fp32", True),
+        "state_size": _typed(ssm, "d_state", 128 if layer == "Mamba2" else 16),
+        "conv_kernel": _typed(ssm, "d_conv", 4),
+        "expand": _typed(ssm, "expand", 2),
+        "use_bias": _typed(ssm, "bias", False),
+        "use_conv_bias": _typed(ssm, "conv_bias", True),
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0),
+    }
+    if layer == "Mamba2":
+        return Mamba2Config(**fields, **_mamba2_fields(ssm, fields["hidden_size"] * fields["expand"]))
+    rank = ssm.get("dt_rank", "auto")
+    return MambaConfig(**fields, time_step_rank=rank if rank == "auto" else _typed(ssm, "dt_rank"))
+
+
+def _mamba2_fields(ssm: dict[str, Any], inner: int) -> dict[str, Any]:
+    head_dim, groups = _typed(ssm, "headdim", 64), _typed(ssm, "ngroups", 1)
+    if inner % head_dim:
+        raise _refusal("headdim", head_dim, f"a divisor of d_model * expand = {inner}")
+    if inner // head_dim % groups:
+        raise _refusal("ngroups", groups, f"a divisor of the number of heads = {inner // head_dim}")
+    if ssm.get("d_ssm") not in (None, inner):
+        raise _refusal("d_ssm", ssm["d_ssm"], f"d_model * expand = {inner}")
+    limit = ssm.get("dt_limit", (0.0, float("inf")))
+    if not isinstance(limit, (list, tuple)) or [type(bound) in (int, float) for bound in limit] != [True, True]:
+        raise _refusal("dt_limit", limit, "the smallest and the largest time step")
+    sizes = {"head_dim": head_dim, "num_heads": inner // head_dim, "n_groups": groups}
+    return sizes | {"chunk_size": _typed(ssm, "chunk_size", 256), "time_step_limit": tuple(map(float, limit))}
+
+
+def _refusal(key: str, value: Any, supported: str) -> CheckpointError:
+    return CheckpointError(f"config.json: {key} = {value!r} cannot be loaded; supported: {supported}")
+
+
+def _check_keys(section: dict[str, Any], keys: dict[str, tuple[Any, ...]]) -> None:
+    for key, value in section.items():
+        if key not in keys:
+            raise _refusal(key, value, "the keys " + ", ".join(keys))
+        if keys[key] and value not in keys[key]:
+            raise _refusal(key, value, repr(keys[key][0]))
+
+
+def _typed(section: dict[str, Any], key: str, default: int | bool | None = None) -> Any:
+    """The value of a flag (the default is one) or of a size (a positive integer)."""
+    value, flag = section.get(key, default), isinstance(default, bool)
+    size = isinstance(value, (int, float)) and value >= 1 and value % 1 == 0
+    if isinstance(value, bool) is not flag or not (flag or size):
+        raise _refusal(key, value, "true, false" if flag else "a positive integer")
+    return value if flag else int(value)
+
+
+def load_original(
+    path_or_id: str | os.PathLike,
+    config: dict[str, Any],
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike | None = None,
+    local_files_only: bool = False,
+    **from_pretrained_kwargs: Any,
+) -> PreTrainedModel:
+    """Load a state-spaces checkpoint, from a directory or the Hub, as MambaForCausalLM or Mamba2ForCausalLM.
+
+    `config` is its parsed config.json; `device_map`, `dtype`, `use_safetensors`, ... go to from_pretrained. Without a
+    dtype, or with "auto", the model gets that of the embedding. Pickles are read with `weights_only`, never executed.
+
+    Raises:
+        CheckpointError: the config or the weights cannot be read, disagree, or have no counterpart in transformers.
+        ConfigurationError: an argument would bypass these checks.
+    """
+    if reserved := sorted({*_RESERVED.split()} & from_pretrained_kwargs.keys()):
+        raise ConfigurationError(f"{reserved} cannot be set for original checkpoints; allowed: device_map, dtype, ...")
+    mapped = convert_config(config)
+    hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+    files = _weight_files(path_or_id, from_pretrained_kwargs.pop("use_safetensors", None), hub)
+    tensors = {name: tensor for file in files for name, tensor in _read(file).items()}
+    where = f"{path_or_id}/{files[0].name}" if len(files) == 1 else str(path_or_id)
+    _check_tensors(tensors, mapped, where)
+    dtype = from_pretrained_kwargs.pop("dtype", None) or from_pretrained_kwargs.pop("torch_dtype", None) or "auto"
+    if dtype == "auto":
+        # transformers takes the dtype of whichever tensor comes first in the file, often that of an fp32 A_log
+        dtype = tensors[_EMBEDDING].dtype
+        if others := sorted({str(tensor.dtype) for tensor in tensors.values()} - {str(dtype)}):
+            logger.warning(f"{where}: tensors in {', '.join(others)} are cast to {dtype}; pass dtype= to keep them.")
+    del tensors
+    # The files that were checked are the ones to load: no second look at the Hub, no conversion started there.
+    model, info = _CLASSES[mapped.model_type].from_pretrained(
+        files[0].parent,
+        config=mapped,
+        key_mapping={r"^backbone\.embedding\.": "backbone.embeddings."},
+        use_safetensors=files[0].suffix == ".safetensors",
+        output_loading_info=True,
+        dtype=dtype,
+        **from_pretrained_kwargs,
+    )
+    if wrong := {kind: sorted(map(str, names)) for kind, names in info.items() if names}:
+        raise CheckpointError(f"{where}: not every tensor found its place: {wrong}")
+    norm = getattr(model.backbone.layers[0].mixer, "norm", None)
+    if getattr(mapped, "n_groups", 1) > 1 and not hasattr(norm, "group_size"):
+        logger.warning("transformers < 5.23 normalises over all groups at once: logits differ from mamba_ssm's.")
+    model.name_or_path = model.config.name_or_path = str(path_or_id)
+    return model
+
+
+def _weight_files(path_or_id: str | os.PathLike, use_safetensors: bool | None, hub: dict[str, Any]) -> list[Path]:
+    """The local files that hold the weights; the first kind of file found wins, as in from_pretrained."""
+    kinds = {None: (SAFE_WEIGHTS_NAME, WEIGHTS_NAME), True: (SAFE_WEIGHTS_NAME,), False: (WEIGHTS_NAME,)}
+    names = [name for kind in kinds[use_safetensors] for name in (kind, f"{kind}.index.json")]
+    try:
+        for name in names:
+            found = cached_file(path_or_id, name, _raise_exceptions_for_missing_entries=False, **hub)
+            if found is not None and name.endswith(".json"):
+                return [Path(shard) for shard in get_checkpoint_shard_files(path_or_id, found, **hub)[0]]
+            if found is not None:
+                return [Path(found)]
+    except OSError as error:  # what transformers makes of every failure of the Hub and of its cache
+        raise CheckpointError(f"{path_or_id}: {_line(error)}") from error
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{path_or_id}/{name} is no index of shards: {_line(error)}") from error
+    raise CheckpointError(f"{path_or_id} holds no weights; looked for {', '.join(names)}")
+
+
+def _line(error: BaseException) -> str:
+    # torch hides why it refused a pickle in the middle of a page of advice
+    cause = re.search(r"WeightsUnpickler error: *([^\n]+)", str(error))
+    return cause.group(1) if cause else f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+
+def _read(file: Path) -> dict[str, torch.Tensor]:
+    """The tensors of one file, mapped from disk where the format allows it; never runs what a pickle asks for."""
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        # files of torch < 1.6 are no zip archives: they cannot be mapped and are read whole
+        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except (UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError) as error:
+        if isinstance(error, UnpicklingError) or "weights only" in str(error).lower():
+            why = f"{file.name} holds more than tensors and was not executed ({_line(error)})"
+            raise CheckpointError(f"{why}; ask its author for a model.safetensors") from error
+        raise CheckpointError(f"{file.name} cannot be read ({_line(error)})") from error
+    for name, value in tensors.items() if isinstance(tensors, dict) else [("the content", tensors)]:
+        if not isinstance(value, torch.Tensor):
+            raise CheckpointError(f"{file.name}: {name} is a {type(value).__name__}; supported: a dict of tensors")
+    return tensors
+
+
+def _check_tensors(tensors: dict[str, torch.Tensor], config: MambaConfig | Mamba2Config, where: str) -> None:
+    """Compare tensors in the original layout with a mapped config; raises CheckpointError on the first offender."""
+    with torch.device("meta"):
+        skeleton = _CLASSES[config.model_type](config).state_dict()
+    wanted = {name.replace(".embeddings.", ".embedding."): list(tensor.shape) for name, tensor in skeleton.items()}
+    found = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    if config.tie_word_embeddings and _HEAD not in found:
+        del wanted[_HEAD]  # mamba_ssm writes it also when tied; files re-saved as safetensors lack it
+    for name in {**wanted, **found}:
+        if (shape := found.get(name, "absent")) != (asked := wanted.get(name, "absent")):
+            text = f"tensor {name} is {shape} in {where}, {asked} by config.json"
+            if {key: len(shape) for key, shape in found.items()} == {key: len(shape) for key, shape in wanted.items()}:
+                pairs = [(key, size, _sizes(wanted)[key]) for key, size in _sizes(found).items()]
+                text += "".join(f"; {key}: {one} by the tensors, {two} by config.json" for key, one, two in pairs if one != two)
+            raise CheckpointError(text)
+    if config.tie_word_embeddings and _HEAD in found and not torch.equal(tensors[_HEAD], tensors[_EMBEDDING]):
+        raise CheckpointError(f"{where}: tie_embeddings is True in config.json, but {_HEAD} is not {_EMBEDDING}")
+
+
+def _sizes(shapes: dict[str, list[int]]) -> dict[str, int]:
+    """Sizes in mamba_ssm's words as the tensors imply them; Mamba-2's G and N only show as their product."""
+    inner, conv = shapes[_FIRST_MIXER + "out_proj.weight"][1], shapes[_FIRST_MIXER + "conv1d.weight"]
+    (vocab, hidden), a_log = shapes[_EMBEDDING], shapes[_FIRST_MIXER + "A_log"]
+    sizes = {"padded vocab_size": vocab, "d_model": hidden, "d_model * expand": inner, "d_conv": conv[2]}
+    if len(a_log) == 2:
+        return sizes | {"d_state": a_log[1], "dt_rank": shapes[_FIRST_MIXER + "dt_proj.weight"][1]}
+    return sizes | {"number of heads": a_log[0], "ngroups * d_state": (conv[0] - inner) // 2}
+
+
+def export_original(model: PreTrainedModel, directory: str | os.PathLike, *, safe_serialization: bool = False) -> Path:
+    """Write MambaForCausalLM or Mamba2ForCausalLM as mamba_ssm's MambaLMHeadModel.from_pretrained reads it.
+
+    The default is pytorch_model.bin because mamba_ssm reads nothing else; `safe_serialization` writes safetensors.
+    The directory must be absent or empty; it is written beside and renamed, so it is whole or it is not there.
+
+    Raises:
+        CheckpointError: the state-spaces layout cannot express the model, or the directory holds files.
+    """
+    directory = Path(directory)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise CheckpointError(f"{directory} is not an empty directory; allowed: a new or an empty one")
+    if not isinstance(model, tuple(_CLASSES.values())):
+        raise CheckpointError(
+            f"cannot export a {type(model).__name__}; supported: MambaForCausalLM, Mamba2ForCausalLM"
+        )
+    state = model.state_dict()
+    if absent := [name for name, tensor in state.items() if tensor.device.type == "meta"]:
+        raise CheckpointError(f"{absent[0]} is offloaded: load the model without offload to export it")
+    config = _original_config(model.config)
+    tensors = {name.replace(".embeddings.", ".embedding."): _whole(tensor) for name, tensor in state.items()}
+    _check_tensors(tensors, convert_config(config), f"this {type(model).__name__}")
+    if tied := model.config.tie_word_embeddings:
+        tensors[_HEAD] = tensors[_EMBEDDING]  # mamba_ssm's strict loading wants both names; safetensors refuses both
+    staging = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
+    try:
+        staging.mkdir(parents=True)
+        (staging / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        if safe_serialization:
+            own = {name: tensors[name] for name in tensors if not (tied and name == _HEAD)}
+            save_file(own, staging / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
+        else:
+            torch.save(tensors, staging / WEIGHTS_NAME)
+        os.replace(staging, directory)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return directory
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    """On the CPU and owner of its storage: torch.save writes a view's whole storage, pruned rows included."""
+    tensor = tensor.detach().cpu().contiguous()
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
+def _original_config(config: MambaConfig | Mamba2Config) -> dict[str, Any]:
+    """The config.json of a model, with no key that an old mamba_ssm would not know: it refuses those."""
+    inner = getattr(config, "intermediate_size", config.expand * config.hidden_size)
+    for field, only in (("hidden_act", "silu"), ("layer_norm_epsilon", 1e-5)):
+        if getattr(config, field) != only:
+            raise CheckpointError(f"{field} = {getattr(config, field)!r} cannot be exported; supported: {only!r}")
+    if inner % config.hidden_size:
+        raise CheckpointError(f"intermediate_size = {inner} cannot be exported; supported: multiples of hidden_size")
+    ssm = {"d_state": config.state_size, "d_conv": config.conv_kernel, "expand": inner // config.hidden_size}
+    ssm |= {"bias": config.use_bias, "conv_bias": config.use_conv_bias}
+    if config.model_type == "mamba":
+        ssm |= {"dt_rank": config.time_step_rank}
+    else:
+        ssm |= {"layer": "Mamba2", "headdim": config.head_dim, "ngroups": config.n_groups}
+        ssm |= {"chunk_size": config.chunk_size}
+        if tuple(config.time_step_limit) != (0.0, float("inf")):  # the default, which JSON proper cannot write
+            ssm |= {"dt_limit": list(config.time_step_limit)}
+    original = {"d_model": config.hidden_size, "n_layer": config.num_hidden_layers, "vocab_size": config.vocab_size}
+    original |= {"ssm_cfg": ssm, "rms_norm": True, "residual_in_fp32": config.residual_in_fp32, "fused_add_norm": True}
+    untied = {} if config.tie_word_embeddings else {"tie_embeddings": False}
+    return original | {"pad_vocab_size_multiple": 1} | untied

@@ -1,0 +1,77 @@
+# Copyright 2026 The optimum_ssm authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+"""What a weight method is: a tensor and its statistics go in, scores or a reconstructed tensor come out.
+
+A method never sees a module, a name, a device or a file. Three kinds of tensor exist:
+
+| kind | shape | input statistics |
+|---|---|---|
+| `linear` | (out, in) | `col_energy` (in), `gram` (in, in) |
+| `conv` (depthwise) | (channels, taps) | `conv_gram` (channels, taps, taps) |
+| `a_log` | (channels, states), or (heads) | sums over the recurrence, see `calibration/statistics.py` |
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from ..sparsity.selection import Selection
+
+
+Statistics = Mapping[str, Tensor]
+KINDS = ("linear", "conv", "a_log")
+
+
+@dataclass
+class WeightMethod(ABC):
+    """Base of the weight methods. A subclass is a dataclass: its fields are what `method_kwargs` may name.
+
+    Class attributes:
+        summary: one sentence for `optimum-cli ssm methods` and the docs.
+        source: paper and equation, or where else the formula comes from.
+        kinds: kinds of tensor that the method can prune.
+        default_targets: short weight names pruned when the config names none; those that a family lacks are left out.
+        default_scope: comparison group of the scores, as published.
+        default_allocation: allocation used when the config names none.
+        updates_weights: whether kept weights change.
+    """
+
+    summary: ClassVar[str]
+    source: ClassVar[str]
+    kinds: ClassVar[tuple[str, ...]] = KINDS
+    default_targets: ClassVar[tuple[str, ...]] = ("in_proj", "x_proj", "dt_proj", "out_proj")
+    default_scope: ClassVar[str] = "tensor"
+    default_allocation: ClassVar[str] = "uniform"
+    updates_weights: ClassVar[bool] = False
+
+    def statistics(self, kind: str) -> tuple[str, ...]:
+        """Names of the statistics that `score` and `prune` read for a tensor of this kind."""
+        return ()
+
+    def fill(self, kind: str) -> str | None:
+        """For `a_log`: the `a_log_fill` whose damage the score estimates, or `None` where it estimates neither."""
+        return None
+
+    @abstractmethod
+    def score(self, weight: Tensor, statistics: Statistics, kind: str, selection: Selection) -> Tensor:
+        """Keep-scores of a tensor: higher means keep.
+
+        Args:
+            weight (`Tensor`): float32, shape by kind as in the table above.
+            statistics (`Mapping[str, Tensor]`): those that `statistics(kind)` names.
+            kind (`str`): `"linear"`, `"conv"` or `"a_log"`.
+            selection (`Selection`): the budget; only methods that vote need it.
+
+        Returns:
+            `Tensor`: shape of `weight`.
+        """
+
+    def prune(self, weight: Tensor, statistics: Statistics, kind: str, selection: Selection) -> tuple[Tensor, Tensor]:
+        """The pruned tensor and the mask of removed entries (`True` = pruned). Arguments as in `score`."""
+        mask = selection.mask(self.score(weight, statistics, kind, selection))
+        return weight.masked_fill(mask, 0), mask

@@ -1,0 +1,159 @@
+# Copyright 2026 The optimum_ssm authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+"""SparseGPT: the optimal brain surgeon, one column after the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigurationError
+from ..sparsity.selection import Selection, split_evenly
+from . import register_method
+from .base import Statistics, WeightMethod
+
+
+@register_method("sparsegpt")
+@dataclass
+class SparseGPT(WeightMethod):
+    """Prunes by (W_ij / U_jj)^2 and moves the error of each pruned column to the columns on its right.
+
+    U is the upper Cholesky factor of the inverse damped Hessian H = 2 (Q + damping). The mask of 128 columns is chosen
+    when the sweep reaches them, on weights that already carry the errors from the left; with N:M, group by group. The
+    depthwise convolution is solved with one taps x taps Hessian per channel: channels do not mix.
+
+    Args:
+        blocksize (`int`): columns per lazy update and per comparison group.
+        percdamp (`float`): damping as a share of the mean Hessian diagonal over live inputs. It grows tenfold, at most
+            five times, when the Hessian does not factor.
+    """
+
+    summary: ClassVar[str] = "optimal brain surgeon column by column; kept weights are updated"
+    source: ClassVar[str] = "Frantar and Alistarh, arXiv 2301.00774, Algorithm 1"
+    kinds: ClassVar[tuple[str, ...]] = ("linear", "conv")
+    updates_weights: ClassVar[bool] = True
+
+    blocksize: int = 128
+    percdamp: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.blocksize < 1 or self.percdamp <= 0:
+            raise ConfigurationError(
+                f"sparsegpt needs blocksize >= 1 and percdamp > 0, got {self.blocksize} and {self.percdamp}"
+            )
+
+    def statistics(self, kind: str) -> tuple[str, ...]:
+        return ("conv_gram",) if kind == "conv" else ("gram",)
+
+    def score(self, weight: Tensor, statistics: Statistics, kind: str, selection: Selection) -> Tensor:
+        """(W_ij / U_jj)^2 on the dense weight: what the sweep starts from, and what a global threshold compares."""
+        factor, dead = self._factor(statistics, kind)
+        return _saliency(weight, factor.diagonal(dim1=-2, dim2=-1).to(weight.dtype), dead)
+
+    def prune(self, weight: Tensor, statistics: Statistics, kind: str, selection: Selection) -> tuple[Tensor, Tensor]:
+        group = selection.pattern.group
+        if group and self.blocksize % group:
+            raise ConfigurationError(f"sparsegpt blocksize={self.blocksize} must be a multiple of the pattern's {group}")
+        if not group and selection.count == 0:
+            return weight, torch.zeros_like(weight, dtype=torch.bool)
+        factor, dead = self._factor(statistics, kind)
+        return _sweep(weight, factor, dead, self.blocksize, selection=selection)
+
+    def reconstruct(self, weight: Tensor, mask: Tensor, statistics: Statistics, kind: str = "linear") -> Tensor:
+        """The same sweep on a given mask (`True` = pruned), so that it can follow any other criterion."""
+        factor, dead = self._factor(statistics, kind)
+        return _sweep(weight, factor, dead, self.blocksize, mask=mask)[0]
+
+    def _factor(self, statistics: Statistics, kind: str) -> tuple[Tensor, Tensor]:
+        gram = statistics["conv_gram" if kind == "conv" else "gram"]
+        return inverse_factor(2 * gram.double(), self.percdamp)
+
+
+def inverse_factor(hessian: Tensor, percdamp: float) -> tuple[Tensor, Tensor]:
+    """Upper Cholesky factor of the inverse of a damped Hessian.
+
+    Args:
+        hessian (`Tensor`): (..., n, n), float64, positive semi-definite; batched for depthwise convolutions.
+        percdamp (`float`): damping relative to the mean of the live diagonal.
+
+    Returns:
+        `tuple`: U (..., n, n) with Uᵀ U = (H + damping)⁻¹, and the dead inputs (..., n), those that never fired.
+
+    Raises:
+        ValueError: H does not factor with 10⁵ times the damping either, or holds non-finite values.
+    """
+    if not torch.isfinite(hessian).all():
+        raise ValueError("the Hessian holds non-finite values")
+    diagonal = hessian.diagonal(dim1=-2, dim2=-1)
+    dead = diagonal == 0
+    live = (~dead).sum(-1, keepdim=True).clamp_min(1)
+    damping = percdamp * diagonal.sum(-1, keepdim=True) / live
+    for attempt in range(6):
+        raised = torch.where(dead, 1.0, diagonal) + damping * 10**attempt
+        damped = hessian.clone()
+        damped.diagonal(dim1=-2, dim2=-1).copy_(raised)
+        lower, info = torch.linalg.cholesky_ex(damped)
+        if not info.any():
+            upper, info = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+            if not info.any():
+                return upper, dead
+    raise ValueError(f"the Hessian does not factor, not even with {percdamp * 10**5:g} times its mean as damping")
+
+
+def _saliency(weight: Tensor, diagonal: Tensor, dead: Tensor) -> Tensor:
+    """Squared output error that pruning one entry alone costs; nothing for inputs that never fire."""
+    return (weight / diagonal).square().masked_fill(dead, 0)
+
+
+def _sweep(
+    weight: Tensor,
+    factor: Tensor,
+    dead: Tensor,
+    blocksize: int,
+    selection: Selection | None = None,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The column sweep, on a given mask or choosing one as it goes.
+
+    `factor` is (in, in) and `dead` (in); or, where every row has its own Hessian, (rows, in, in) and (rows, in), all in
+    one block of columns.
+    """
+    weight, factor = weight.clone(), factor.to(weight.dtype)
+    columns = weight.shape[1]
+    blocksize = columns if factor.dim() == 3 else blocksize
+    starts = range(0, columns, blocksize)
+    widths = [min(blocksize, columns - start) for start in starts]
+    chosen = torch.zeros_like(weight, dtype=torch.bool) if mask is None else mask.clone()
+    counts = [0] * len(widths) if mask is not None else split_evenly(selection.count, widths)
+    for start, width, count in zip(starts, widths, counts):
+        stop = start + width
+        block = weight[:, start:stop]
+        inner = factor[..., start:stop, start:stop]
+        choose = None if mask is not None else selection.narrow(count)
+        errors = _sweep_block(block, inner, dead[..., start:stop], chosen[:, start:stop], choose)
+        if stop < columns:
+            weight[:, stop:] -= errors @ factor[start:stop, stop:]
+    return weight, chosen
+
+
+def _sweep_block(
+    block: Tensor, factor: Tensor, dead: Tensor, chosen: Tensor, selection: Selection | None
+) -> Tensor:
+    """Prunes one block of columns in place, writes its mask into `chosen`, gives the errors to pass on."""
+    diagonal = factor.diagonal(dim1=-2, dim2=-1)
+    group = selection.pattern.group if selection is not None else 0
+    if selection is not None and not group:
+        chosen.copy_(selection.mask(_saliency(block, diagonal, dead)))
+    errors = torch.zeros_like(block)
+    for j in range(block.shape[1]):
+        if group and j % group == 0:
+            part = slice(j, j + group)
+            chosen[:, part] = selection.mask(_saliency(block[:, part], diagonal[..., part], dead[..., part]))
+        removed = chosen[:, j]
+        errors[:, j] = torch.where(removed, block[:, j], 0) / diagonal[..., j]
+        block[:, j:] -= errors[:, j, None] * factor[..., j, j:]
+        block[:, j].masked_fill_(removed, 0)
+    return errors

@@ -1,0 +1,232 @@
+# Copyright 2026 The optimum_ssm authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+"""`SSMPruner`: load, prune, evaluate, save, push. A facade: the work is done in the rooms behind it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, ModelCard
+from huggingface_hub.errors import HfHubHTTPError
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from .calibration.data import calibration_blocks
+from .calibration.pipeline import run_pass
+from .calibration.plan import make_plan
+from .configuration import SSMPrunerConfig, parse_recipe
+from .errors import CheckpointError, ConfigurationError
+from .evaluation.perplexity import measure_perplexity
+from .families import family_of
+from .hub.checkpoint import LOCATION, load_model, load_settings, load_tokenizer, save
+from .hub.model_card import is_hub_id
+from .report import PruningReport
+from .report_rows import masks_from_weights, model_report, record_pass
+
+
+logger = logging.get_logger(__name__)
+
+
+class SSMPruner:
+    """Prunes a state-space language model in place and keeps the account of it.
+
+    Args:
+        model (`PreTrainedModel`): a model of a supported family (`MambaForCausalLM`, `Mamba2ForCausalLM`).
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): needed to calibrate and evaluate on text.
+        pruning_config (`SSMPrunerConfig`, list, or path, *optional*): what `prune()` does when it is given nothing: one
+            config, a list of them (a recipe), or a YAML or JSON file.
+
+    Attributes:
+        report (`PruningReport`): every parameter of the model, removed or kept with its reason.
+        masks (`dict[str, Tensor]`): for every pruned parameter a bool tensor in main memory, `True` = removed.
+
+    Raises:
+        ConfigurationError: the model's family is not supported, or the recipe is refused.
+
+    Example:
+        ```python
+        config = SSMPrunerConfig(method="sparsessm", sparsity=0.5, dataset="wikitext2")
+        pruner = SSMPruner.from_pretrained("state-spaces/mamba-130m", pruning_config=config)
+        print(pruner.prune())
+        pruner.save_pretrained("mamba-130m-sparse")
+        ```
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: Any = None, pruning_config: Any = None):
+        self.model = model
+        self.tokenizer = tokenizer
+        self.pruning_config = parse_recipe(pruning_config) if pruning_config is not None else None
+        self.family = family_of(model)
+        self.report: PruningReport = model_report(model, self.family)
+        self.masks: dict[str, Tensor] = {}
+        self.license: str | None = None
+        self._done: list[SSMPrunerConfig] = []
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike, pruning_config: Any = None, *, tokenizer: Any = None, **kwargs: Any
+    ) -> SSMPruner:
+        """Load a model to prune, or one that was pruned with this library, with its report.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`): Hub id or directory; checkpoints in the original
+                `state-spaces/*` format are converted.
+            pruning_config: as in the constructor.
+            tokenizer (*optional*): default: the one beside the model.
+            **kwargs: passed to transformers' `from_pretrained`: `device_map`, `dtype`, `revision`, `token`,
+                `max_memory`, `cache_dir`, `local_files_only`, …
+
+        Raises:
+            CheckpointError: the checkpoint is not found, cannot be read, or holds a model that cannot be expressed.
+            ConfigurationError: as in the constructor.
+        """
+        source = os.fspath(pretrained_model_name_or_path)
+        recipe = parse_recipe(pruning_config) if pruning_config is not None else None  # refuse it before loading
+        location = {name: kwargs[name] for name in LOCATION if name in kwargs}
+        model, raw = load_model(source, **kwargs)
+        if tokenizer is None:
+            tokenizer = load_tokenizer(source, raw, **location)
+        pruner = cls(model, tokenizer, recipe)
+        pruner.report.model = source
+        settings = load_settings(source, **location)
+        if settings is not None:
+            pruner._done, pruner.report = settings
+            pruner.masks = masks_from_weights(model, pruner.report, pruner._done)
+        pruner.license = _license_of(source, location)
+        return pruner
+
+    def prune(self, pruning_config: Any = None) -> PruningReport:
+        """Prune the model in place, pass after pass; every pass is checked before the first one starts.
+
+        Args:
+            pruning_config: a config, a list, or a path; default: what the constructor was given.
+
+        Returns:
+            `PruningReport`: also kept as `self.report`, summed over all passes so far.
+
+        Raises:
+            ConfigurationError: nothing says what to prune, or a pass does not fit the model.
+            CalibrationError: the calibration text or its activations cannot be used.
+        """
+        recipe = parse_recipe(pruning_config) if pruning_config is not None else self.pruning_config
+        if recipe is None:
+            raise ConfigurationError("nothing to prune by: pass an SSMPrunerConfig to prune() or to the constructor")
+        for config in recipe:
+            make_plan(self.model, self.family, config)
+        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        for config in recipe:
+            start = time.perf_counter()
+            plan = make_plan(self.model, self.family, config)
+            logger.info(f"{config.method}: {len(plan.tasks)} weights matched")
+            ids = calibration_blocks(config, self.tokenizer, vocabulary) if plan.needs_text else None
+            blocks: list = []
+            run_pass(self.model, self.family, plan, ids, blocks.append)
+            seconds = time.perf_counter() - start
+            record_pass(self.report, self.masks, plan, blocks, 0 if ids is None else ids.numel(), seconds)
+            self._done.append(config)
+        return self.report
+
+    def evaluate(self, dataset: Any = "wikitext2", *, stage: str | None = None, **kwargs: Any) -> float:
+        """Perplexity per token of the model as it is now; it goes into the report and the card.
+
+        Args:
+            dataset, **kwargs: as in `optimum_ssm.evaluation.perplexity.measure_perplexity`.
+            stage (`str`, *optional*): name in the report; default `"pruned"` after a pass, `"dense"` before.
+
+        Raises:
+            ConfigurationError, CalibrationError: as in `measure_perplexity`.
+        """
+        stage = stage or ("pruned" if self.report.passes else "dense")
+        found = measure_perplexity(self.model, self.tokenizer, dataset, **kwargs)
+        self.report.perplexity[stage] = found.to_dict()
+        return found.perplexity
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *, overwrite: bool = False, **kwargs: Any) -> None:
+        """Write model, tokenizer, settings, report, card and picture; the directory appears whole or not at all.
+
+        Plain `AutoModelForCausalLM.from_pretrained` loads it.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): new or empty, unless `overwrite`.
+            overwrite (`bool`): replace a directory that holds something.
+            **kwargs: passed to the model's `save_pretrained`, such as `max_shard_size`.
+
+        Raises:
+            CheckpointError: the directory is not empty or cannot be written.
+        """
+        save(
+            save_directory,
+            self.model,
+            self.tokenizer,
+            self._done,
+            self.report,
+            license=self.license,
+            overwrite=overwrite,
+            **kwargs,
+        )
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        commit_message: str = "Upload pruned model",
+        token: str | None = None,
+        **kwargs: Any,
+    ) -> str:
+        """Upload what `save_pretrained` writes, card included, in one commit.
+
+        Args:
+            repo_id (`str`): `owner/name`; made if it does not exist.
+            private (`bool`, *optional*): visibility of a new repository.
+            revision (`str`, *optional*): branch; made if it does not exist.
+            create_pr (`bool`): open a pull request instead of committing.
+            commit_message (`str`): message of the commit.
+            token (`str`, *optional*): access token; default: the one that is logged in.
+            **kwargs: as in `save_pretrained`.
+
+        Returns:
+            `str`: address of the commit or the pull request.
+
+        Raises:
+            CheckpointError: the Hub refused the upload or cannot be reached.
+        """
+        api = HfApi(token=token)
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / repo_id.split("/")[-1]
+            self.save_pretrained(folder, **kwargs)
+            try:
+                repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+                if revision is not None and not create_pr:
+                    api.create_branch(repo_id, branch=revision, exist_ok=True)
+                done = api.upload_folder(
+                    repo_id=repo_id,
+                    folder_path=folder,
+                    revision=revision,
+                    create_pr=create_pr,
+                    commit_message=commit_message,
+                )
+            except (HfHubHTTPError, OSError, ValueError) as error:
+                raise CheckpointError(f"cannot push to {repo_id}: {' '.join(str(error).split())}") from error
+        return done.pr_url or done.commit_url
+
+
+def _license_of(source: str, location: dict[str, Any]) -> str | None:
+    """The licence that the base model's card names; `None` where there is no card to ask."""
+    card = Path(source) / "README.md"
+    if not card.is_file() and not is_hub_id(source):
+        return None
+    try:
+        token = location.get("token")
+        loaded = ModelCard.load(card if card.is_file() else source, token=token if isinstance(token, str) else None)
+        return loaded.data.license
+    except (OSError, HfHubHTTPError, ValueError) as error:
+        logger.info(f"no licence found for {source}: {error}")
+        return None

@@ -1,0 +1,218 @@
+# Copyright 2026 The optimum_ssm authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+"""`PruningReport`: one row per parameter of the model; totals, table, JSON and picture come from the same rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from .errors import CheckpointError
+
+
+REPORT_VERSION = 1
+HIGHER_SCORES = "higher scores than the removed entries"
+
+
+@dataclass
+class Row:
+    """One parameter.
+
+    Args:
+        name (`str`): qualified name.
+        component (`str`): short name that blocks share, such as `in_proj` or `norm`.
+        block (`int`, *optional*): index of its block.
+        shape (`list[int]`): shape after the last pass.
+        elements (`int`): entries before pruning.
+        pruned (`int`): entries removed.
+        reason (`str`): why the other entries were kept.
+        methods (`list[str]`): methods that pruned it, one per pass.
+        error (`float`, *optional*): relative squared output error, where the last method could tell.
+        segments (`dict[str, list[int]]`): per row segment, [entries, removed entries].
+    """
+
+    name: str
+    component: str
+    block: int | None
+    shape: list[int]
+    elements: int
+    pruned: int = 0
+    reason: str = ""
+    methods: list[str] = field(default_factory=list)
+    error: float | None = None
+    segments: dict[str, list[int]] = field(default_factory=dict)
+
+    @property
+    def kept(self) -> int:
+        """Entries that are still there."""
+        return self.elements - self.pruned
+
+
+@dataclass
+class Pass:
+    """One pruning pass: its config, seconds, calibration tokens, and the relative output error of each block."""
+
+    config: dict[str, Any]
+    seconds: float
+    tokens: int
+    block_errors: list[float | None]
+
+
+@dataclass
+class PruningReport:
+    """What was removed from a model, what was kept, and why.
+
+    Tied tensors are counted once. Sparsity is always of the whole model unless a component is named beside it.
+
+    Args:
+        model (`str`): id or directory of the dense model.
+        model_type (`str`): `config.model_type`.
+        dtype_bytes (`int`): bytes per stored entry.
+        recurrent_state_bytes (`int`): float32 bytes of recurrent state per sequence.
+        conv_state_bytes (`int`): bytes of convolution state per sequence.
+        rows (`list[Row]`): one per parameter.
+        passes (`list[Pass]`): what was done, in order.
+        perplexity (`dict[str, dict]`): measured perplexities with their protocol, by stage (`dense`, `pruned`).
+    """
+
+    model: str
+    model_type: str
+    dtype_bytes: int
+    recurrent_state_bytes: int
+    conv_state_bytes: int
+    rows: list[Row]
+    passes: list[Pass] = field(default_factory=list)
+    perplexity: dict[str, dict] = field(default_factory=dict)
+
+    @property
+    def parameters(self) -> int:
+        """Entries of all parameters before pruning."""
+        return sum(row.elements for row in self.rows)
+
+    @property
+    def pruned(self) -> int:
+        """Entries removed."""
+        return sum(row.pruned for row in self.rows)
+
+    @property
+    def sparsity(self) -> float:
+        """Removed share of the whole model."""
+        return self.pruned / self.parameters if self.parameters else 0.0
+
+    @property
+    def dense_bytes(self) -> int:
+        """Bytes of the weights on disk: dense storage, the same before and after unstructured pruning."""
+        return self.parameters * self.dtype_bytes
+
+    @property
+    def nonzero_bytes(self) -> int:
+        """Bytes that the entries which were not removed would need without any index."""
+        return (self.parameters - self.pruned) * self.dtype_bytes
+
+    def components(self) -> list[tuple[str, int, int, str]]:
+        """(component, entries, removed, why the rest was kept), largest first; segments follow their weight."""
+        totals: dict[str, list] = {}
+        for row in self.rows:
+            entry = totals.setdefault(row.component, [0, 0, {}, {}])
+            entry[0] += row.elements
+            entry[1] += row.pruned
+            entry[2][row.reason] = None
+            for name, (elements, pruned) in row.segments.items():
+                part = entry[3].setdefault(name, [0, 0])
+                part[0] += elements
+                part[1] += pruned
+        table = []
+        for name, (elements, pruned, reasons, segments) in sorted(totals.items(), key=lambda item: -item[1][0]):
+            table.append((name, elements, pruned, "; ".join(reasons)))
+            if pruned:
+                table += [(f"{name}.{part}", count, gone, "") for part, (count, gone) in segments.items()]
+        return table
+
+    def to_markdown(self) -> str:
+        """The report as a Markdown table over components, with the whole model below and the passes above."""
+        lines = []
+        for number, done in enumerate(self.passes, start=1):
+            config = done.config
+            lines.append(
+                f"Pass {number}: {config['method']}, {config['pattern']}, sparsity {config['sparsity']:g}, "
+                f"{done.tokens:,} calibration tokens, {done.seconds:.1f} s"
+            )
+        if self.passes:
+            lines.append("")
+        body = [
+            (name, f"{elements:,}", f"{pruned:,}", _percent(pruned, elements), _percent(pruned, self.parameters), reason)
+            for name, elements, pruned, reason in self.components()
+        ]
+        total = _percent(self.pruned, self.parameters)
+        body.append(("**whole model**", f"{self.parameters:,}", f"{self.pruned:,}", total, total, ""))
+        head = ("component", "entries", "removed", "of component", "of model", "kept because")
+        lines += table(head, body, right=(1, 2, 3, 4))
+        lines += ["", *self._facts()]
+        return "\n".join(lines)
+
+    def _facts(self) -> list[str]:
+        errors = [error for done in self.passes for error in done.block_errors if error is not None]
+        facts = [
+            f"Weights: {self.dense_bytes:,} bytes stored densely, {self.nonzero_bytes:,} bytes without the removed entries.",
+            f"State per sequence: {self.recurrent_state_bytes:,} bytes recurrent (float32), "
+            f"{self.conv_state_bytes:,} bytes convolution.",
+        ]
+        if errors:
+            facts.append(f"Relative output error of a block: mean {sum(errors) / len(errors):.2e}, worst {max(errors):.2e}.")
+        for stage, found in self.perplexity.items():
+            facts.append(f"Perplexity, {stage}: {found['perplexity']:.3f} ({found['protocol']}).")
+        return facts
+
+    def __str__(self) -> str:
+        return self.to_markdown().replace("**", "")
+
+    def to_json(self) -> str:
+        """The report as JSON, versioned, with the totals beside the rows they are sums of."""
+        values = dataclasses.asdict(self)
+        totals = {"parameters": self.parameters, "pruned": self.pruned, "sparsity": self.sparsity}
+        return json.dumps({"version": REPORT_VERSION, "totals": totals, **values}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> PruningReport:
+        """The report that `to_json` wrote.
+
+        Raises:
+            CheckpointError: the text is no report of a version that this library reads.
+        """
+        try:
+            values = json.loads(text)
+            if values.pop("version") != REPORT_VERSION:
+                raise ValueError(f"version is not {REPORT_VERSION}")
+            values.pop("totals")
+            rows = [Row(**row) for row in values.pop("rows")]
+            passes = [Pass(**done) for done in values.pop("passes")]
+            return cls(rows=rows, passes=passes, **values)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"the pruning report cannot be read: {error}") from error
+
+    def plot(self, path: str | os.PathLike) -> None:
+        """Draw removed shares (component by block) and the blocks' output errors into an image file."""
+        from .report_plot import draw  # matplotlib is slow to import
+
+        draw(self, path)
+
+
+def table(head: Iterable[str], body: Iterable[Iterable[str]], right: tuple[int, ...] = ()) -> list[str]:
+    """Lines of a Markdown table whose columns are padded, so that it also reads well in a terminal."""
+    rows = [list(head), *map(list, body)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+
+    def line(row: list[str]) -> str:
+        cells = (c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths)))
+        return f"| {' | '.join(cells)} |"
+
+    rule = [("-" * (w - 1) + ":" if i in right else "-" * w) for i, w in enumerate(widths)]
+    return [line(rows[0]), f"| {' | '.join(rule)} |", *map(line, rows[1:])]
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.2f} %" if whole else "-"

@@ -1,0 +1,111 @@
+# Copyright 2026 The optimum_ssm authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+"""Rows of a report from a model, and what one pass changes in them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from .calibration.pipeline import BlockOutcome
+from .calibration.plan import Plan
+from .configuration import SSMPrunerConfig
+from .families.base import Family
+from .families.matching import Target, declared_targets
+from .report import HIGHER_SCORES, Pass, PruningReport, Row
+
+
+NOT_TARGETED = "prunable, not among the targets"
+
+
+def model_report(model: PreTrainedModel, family: Family) -> PruningReport:
+    """The report of a model that nothing was removed from: every parameter is a row, tied ones once."""
+    declared = {target.parameter: target for target in declared_targets(family, model)}
+    blocks = family.blocks(model)
+    rows = []
+    tied = _tied_names(model)
+    for name, parameter in model.named_parameters():
+        target = declared.get(name)
+        reason = NOT_TARGETED if target else family.kept_reason(name) + tied.get(name, "")
+        block = next((i for i, (prefix, _) in enumerate(blocks) if name.startswith(prefix + ".")), None)
+        row = Row(name, _component(name, target), block, list(parameter.shape), parameter.numel(), reason=reason)
+        if target is not None:
+            width = parameter[0].numel()
+            row.segments = {part: [(b - a) * width, 0] for part, (a, b) in target.weight.segments.items()}
+        rows.append(row)
+    states = [family.state_elements(block) for _, block in blocks]
+    itemsize = next(model.parameters()).element_size()
+    return PruningReport(
+        model=model.config.name_or_path or type(model).__name__,
+        model_type=model.config.model_type,
+        dtype_bytes=itemsize,
+        recurrent_state_bytes=4 * sum(recurrent for recurrent, _ in states),
+        conv_state_bytes=itemsize * sum(conv for _, conv in states),
+        rows=rows,
+    )
+
+
+def record_pass(
+    report: PruningReport, masks: dict[str, Tensor], plan: Plan, blocks: list[BlockOutcome], tokens: int, seconds: float
+) -> None:
+    """Add what a pass removed to the rows and to `masks`, and the pass itself to the list.
+
+    Args:
+        report (`PruningReport`): changed in place.
+        masks (`dict[str, Tensor]`): parameter name to bool mask in main memory, `True` = removed; changed in place.
+        plan, blocks: the pass and what it did.
+        tokens (`int`): calibration tokens.
+        seconds (`float`): wall time.
+    """
+    rows = {row.name: row for row in report.rows}
+    for outcome in (outcome for block in blocks for outcome in block.outcomes):
+        target = outcome.target
+        row = rows[target.parameter]
+        mask = masks.setdefault(target.parameter, torch.zeros(row.shape, dtype=torch.bool))
+        mask[target.rows] |= outcome.mask
+        row.pruned = int(mask.sum())
+        for name, (start, stop) in target.weight.segments.items():
+            row.segments[name][1] = int(mask[start:stop].sum())
+        row.reason = HIGHER_SCORES
+        row.error = outcome.error
+        if row.methods[-1:] != [plan.config.method]:
+            row.methods.append(plan.config.method)
+    for label, reason in plan.unfit.items():
+        for row in report.rows:
+            if label in (row.name, row.name.removesuffix(".weight")) and not row.pruned:
+                row.reason = reason
+    report.passes.append(Pass(plan.config.to_dict(), seconds, tokens, [block.error for block in blocks]))
+
+
+def _component(name: str, target: Target | None) -> str:
+    if target is not None:
+        return target.weight.name
+    parts = [part for part in name.split(".") if not part.isdigit()]
+    leaf = parts[-1] if parts[-1] != "weight" else parts[-2]
+    if leaf == "bias":
+        return f"{parts[-2]}.bias"
+    return "mixer.norm" if leaf == "norm" and "mixer" in parts else leaf
+
+
+def _tied_names(model: PreTrainedModel) -> dict[str, str]:
+    """For parameters that others are tied to: the note that they are counted once."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {group[0]: f", tied with {', '.join(group[1:])}" for group in names.values() if len(group) > 1}
+
+
+def masks_from_weights(model: PreTrainedModel, report: PruningReport, recipe: list[SSMPrunerConfig]) -> dict[str, Tensor]:
+    """Masks of a reloaded model: the entries that hold what a removed one is filled with.
+
+    A kept entry that happens to hold the same value is taken for removed.
+    """
+    fills = {0.0 if c.a_log_fill == "zero" else c.memoryless_value for c in recipe}
+    masks = {}
+    for row in report.rows:
+        if row.pruned:
+            weight = model.get_parameter(row.name).detach().cpu()
+            values = fills if row.component == "A_log" else {0.0}
+            masks[row.name] = torch.stack([weight == value for value in values]).any(0)
+    return masks

@@ -1,0 +1,108 @@
+# Copyright 2026 The optimum_ssm authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+"""Scores to masks, with an exact count: the one place where it is decided which entries go."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .pattern import Pattern
+
+
+def round_half_up(value: float) -> int:
+    """`floor(value + 0.5)`: the count that a budget of `value` entries means. Python's `round` would go to even."""
+    return math.floor(value + 0.5)
+
+
+def split_evenly(total: int, sizes: list[int]) -> list[int]:
+    """`total` spread over parts in proportion to their `sizes`, whole numbers, summing exactly to `total`.
+
+    Largest remainders are rounded up first, ties to the first part.
+    """
+    shares = [total * size / sum(sizes) for size in sizes]
+    counts = [math.floor(share) for share in shares]
+    order = sorted(range(len(sizes)), key=lambda i: (counts[i] - shares[i], i))
+    for i in order[: total - sum(counts)]:
+        counts[i] += 1
+    return counts
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How many entries of one tensor go and which of them compete with each other.
+
+    Args:
+        count (`int`): entries to remove from the whole tensor; ignored by N:M, whose pattern fixes it.
+        scope (`str`): `"tensor"`: all entries compete; `"row"`: only those of the same row (output).
+        pattern (`Pattern`): unstructured or N:M.
+    """
+
+    count: int
+    scope: str = "tensor"
+    pattern: Pattern = Pattern()
+
+    def narrow(self, count: int) -> Selection:
+        """The same rule for a part of the tensor that loses `count` entries."""
+        return replace(self, count=count)
+
+    def mask(self, scores: Tensor) -> Tensor:
+        """The entries to remove: `True` where `scores` are lowest, as many as the budget says.
+
+        Equal scores go in the order of the flat index, so that the same scores give the same mask on any machine.
+
+        Args:
+            scores (`Tensor`): (out, in), or (n) for a vector; higher means keep; any float dtype.
+
+        Returns:
+            `Tensor`: bool, shape of `scores`, `True` = pruned; exactly `count` of them (N:M: exactly the pattern's).
+
+        Raises:
+            ValueError: scores hold NaN, `count` is out of range, or rows do not split into groups of the pattern.
+        """
+        if torch.isnan(scores).any():
+            raise ValueError("scores hold NaN")
+        if self.pattern.is_n_m:
+            return _n_m_mask(scores, self.pattern)
+        if not 0 <= self.count <= scores.numel():
+            raise ValueError(f"cannot remove {self.count} of {scores.numel()} entries")
+        if self.scope == "row" and scores.dim() > 1:
+            return _row_mask(scores, self.count)
+        return lowest(scores, self.count)
+
+
+def lowest(scores: Tensor, count: int) -> Tensor:
+    """Mask of the `count` lowest scores over all entries; ties by flat index."""
+    flat = scores.reshape(-1)
+    mask = torch.zeros_like(flat, dtype=torch.bool)
+    if count > 0:
+        threshold = flat.kthvalue(count).values if flat.device.type == "cpu" else flat.sort().values[count - 1]
+        mask = flat < threshold
+        ties = (flat == threshold).nonzero().squeeze(1)[: count - int(mask.sum())]
+        mask[ties] = True
+    return mask.reshape(scores.shape)
+
+
+def _row_mask(scores: Tensor, count: int) -> Tensor:
+    """Every row loses floor(count / rows); the rest goes to the rows whose next score is lowest."""
+    rows, columns = scores.shape
+    base, extra = divmod(count, rows)
+    order = scores.argsort(dim=1, stable=True)
+    mask = torch.zeros_like(scores, dtype=torch.bool)
+    mask.scatter_(1, order[:, :base], True)
+    if extra:
+        following = order[:, base]
+        richer = scores.gather(1, following[:, None]).squeeze(1).argsort(stable=True)[:extra]
+        mask[richer, following[richer]] = True
+    return mask
+
+
+def _n_m_mask(scores: Tensor, pattern: Pattern) -> Tensor:
+    if scores.dim() != 2 or not pattern.fits(scores.shape[1]):
+        raise ValueError(f"shape {tuple(scores.shape)} has no rows that split into groups of {pattern.group}")
+    groups = scores.reshape(scores.shape[0], -1, pattern.group)
+    order = groups.argsort(dim=2, stable=True)[..., : pattern.group - pattern.keep]
+    return torch.zeros_like(groups, dtype=torch.bool).scatter_(2, order, True).reshape(scores.shape)

@@ -1,0 +1,185 @@
+# Copyright 2026 The optimum_ssm authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+"""The local Hub is believed by other tests, so the real client has to be content with it, and it has to be strict."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    constants,
+    hf_hub_download,
+    snapshot_download,
+)
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+from .local_hub import LocalHub
+
+
+REPO = "tester/pruned"
+
+
+@pytest.fixture
+def hub() -> Iterator[LocalHub]:
+    with LocalHub() as hub:
+        hub.api().create_repo(REPO)
+        yield hub
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A checkpoint in small: text in one nested folder, and a binary that goes by LFS."""
+    folder = tmp_path / "upload"
+    (folder / "figures").mkdir(parents=True)
+    (folder / "config.json").write_text('{"model_type": "mamba"}\n')
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Card\n")
+    (folder / "figures" / "a b.csv").write_text("layer,sparsity\n0,0.5\n")
+    (folder / "model.safetensors").write_bytes(os.urandom(3 << 20))
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_folder_becomes_one_commit(hub: LocalHub, folder: Path) -> None:
+    sent = hub.api().upload_folder(
+        repo_id=REPO, folder_path=folder, commit_message="Prune", commit_description="50 % of A_log"
+    )
+    (commit,) = hub.commits(REPO)
+    assert (commit.oid, commit.message, commit.description) == (sent.oid, "Prune", "50 % of A_log")
+    assert hub.files(REPO) == contents(folder)
+    assert [path for path, file in commit.tree.items() if file.lfs] == ["model.safetensors"]
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    assert ("PUT", f"/lfs/{REPO}/{digest}") in hub.requests
+    info = hub.api().model_info(REPO)
+    assert info.sha == sent.oid and sorted(file.rfilename for file in info.siblings) == sorted(contents(folder))
+
+
+def test_only_what_changed_is_sent_again(hub: LocalHub, folder: Path) -> None:
+    hub.api().upload_folder(repo_id=REPO, folder_path=folder)
+    hub.api().upload_folder(repo_id=REPO, folder_path=folder)
+    assert len(hub.commits(REPO)) == 1, "the client makes no empty commit when the Hub tells it what is there"
+    (folder / "config.json").write_text("{}")
+    hub.api().upload_folder(repo_id=REPO, folder_path=folder)
+    assert len(hub.commits(REPO)) == 2 and hub.files(REPO) == contents(folder)
+    assert sum(method == "PUT" for method, _ in hub.requests) == 1
+
+
+def test_download_gives_back_every_byte(hub: LocalHub, folder: Path, tmp_path: Path) -> None:
+    hub.api().upload_folder(repo_id=REPO, folder_path=folder)
+    where = {"endpoint": hub.endpoint, "cache_dir": tmp_path / "cache"}
+    one = Path(hf_hub_download(REPO, "figures/a b.csv", **where))
+    assert one.read_bytes() == (folder / "figures" / "a b.csv").read_bytes()
+    everything = Path(snapshot_download(REPO, **where))
+    assert everything.name == hub.commits(REPO)[0].oid and contents(everything) == contents(folder)
+    assert sorted(hub.api().list_repo_files(REPO)) == sorted(contents(folder))
+    top = {entry.path for entry in hub.api().list_repo_tree(REPO)}
+    assert top == {"README.md", "config.json", "figures", "model.safetensors"}
+    with pytest.raises(EntryNotFoundError):
+        hf_hub_download(REPO, "missing.json", **where)
+
+
+def test_old_commits_and_branches_stay_readable(hub: LocalHub, folder: Path, tmp_path: Path) -> None:
+    api = hub.api()
+    first = api.upload_folder(repo_id=REPO, folder_path=folder)
+    api.create_branch(REPO, branch="half")
+    (folder / "config.json").write_text("{}")
+    api.upload_folder(repo_id=REPO, folder_path=folder, revision="half")
+    assert len(hub.commits(REPO)) == 1 and len(hub.commits(REPO, "half")) == 2
+    for revision, wanted in ((first.oid, b'{"model_type": "mamba"}\n'), ("half", b"{}")):
+        path = hf_hub_download(REPO, "config.json", revision=revision, endpoint=hub.endpoint, cache_dir=tmp_path / "c")
+        assert Path(path).read_bytes() == wanted
+    with pytest.raises(RevisionNotFoundError):
+        api.upload_folder(repo_id=REPO, folder_path=folder, revision="nowhere")
+
+
+def test_a_pull_request_leaves_main_alone(hub: LocalHub, folder: Path) -> None:
+    sent = hub.api().upload_folder(repo_id=REPO, folder_path=folder, create_pr=True)
+    assert (sent.pr_num, sent.pr_revision) == (1, "refs/pr/1")
+    assert hub.commits(REPO) == [] and hub.files(REPO) == {}
+    assert len(hub.commits(REPO, "refs/pr/1")) == 1 and hub.files(REPO, "refs/pr/1") == contents(folder)
+    assert hub.api().model_info(REPO, revision="refs/pr/1").sha == sent.oid
+    assert hub.api().upload_folder(repo_id=REPO, folder_path=folder, create_pr=True).pr_num == 2
+
+
+def test_commit_operations(hub: LocalHub) -> None:
+    api = hub.api()
+    head = api.create_commit(
+        REPO, [CommitOperationAdd(name, b"x") for name in ("a/1", "a/2", "b")], commit_message="add"
+    )
+    api.create_commit(REPO, [CommitOperationDelete("a/1"), CommitOperationDelete("b")], commit_message="delete")
+    assert hub.files(REPO) == {"a/2": b"x"}
+    with pytest.raises(HfHubHTTPError, match="412"):
+        stale = CommitOperationAdd("c", b"x")
+        api.create_commit(REPO, [stale], commit_message="late", parent_commit=head.oid)
+    with pytest.raises(HfHubHTTPError, match="Invalid metadata"):
+        card = CommitOperationAdd("README.md", b"---\na: [\n---\n")
+        api.create_commit(REPO, [card], commit_message="card")
+    assert len(hub.commits(REPO)) == 2
+
+
+def test_wrong_lfs_content_is_refused(hub: LocalHub) -> None:
+    oid = hashlib.sha256(b"announced").hexdigest()
+    url = f"{hub.endpoint}/lfs/{REPO}/{oid}"
+    assert httpx.put(url, content=b"announced").status_code == 400, "never announced"
+    hub.repo(REPO).lfs[oid] = None
+    assert httpx.put(url, content=b"something else").status_code == 400
+    assert httpx.put(url, content=iter([b"ann", b"ounced"])).status_code == 200, "chunked, as proxies send it"
+    assert hub.repo(REPO).lfs[oid] == b"announced"
+
+
+def test_private_and_existing_repositories(hub: LocalHub, tmp_path: Path) -> None:
+    api = hub.api()
+    assert api.create_repo("someone/secret", private=True).repo_id == "someone/secret"
+    assert hub.repo("someone/secret").private and not hub.repo(REPO).private
+    assert api.model_info("someone/secret").private is True
+    with pytest.raises(RepositoryNotFoundError):
+        HfApi(endpoint=hub.endpoint, token=False).model_info("someone/secret")
+    assert api.create_repo("pruned", exist_ok=True).repo_id == REPO
+    with pytest.raises(HfHubHTTPError, match="already created"):
+        api.create_repo(REPO)
+    with pytest.raises(RepositoryNotFoundError):
+        hf_hub_download("tester/none", "config.json", endpoint=hub.endpoint, cache_dir=tmp_path)
+
+
+def test_tokens(hub: LocalHub, folder: Path) -> None:
+    assert hub.api().whoami()["name"] == "tester"
+    wrong = HfApi(endpoint=hub.endpoint, token="hf_wrong")
+    with pytest.raises(HfHubHTTPError, match="Invalid user token"):
+        wrong.whoami()
+    with pytest.raises(HfHubHTTPError, match="Invalid credentials in Authorization header") as caught:
+        wrong.upload_folder(repo_id=REPO, folder_path=folder)
+    assert caught.value.response.status_code == 401
+    with pytest.raises(HfHubHTTPError, match="401"):
+        HfApi(endpoint=hub.endpoint, token=False).create_repo("tester/anonymous")
+    assert hub.commits(REPO) == [] and list(hub.repos) == [REPO]
+
+
+def test_settings_of_the_process_come_back() -> None:
+    before = (constants.HF_HUB_DISABLE_XET, constants.HF_HUB_OFFLINE)
+    with LocalHub() as one, LocalHub() as two:
+        assert one.endpoint != two.endpoint and constants.HF_HUB_DISABLE_XET and not constants.HF_HUB_OFFLINE
+    assert (constants.HF_HUB_DISABLE_XET, constants.HF_HUB_OFFLINE) == before
+
+
+def test_transformers_loads_from_it_in_a_subprocess(hub: LocalHub, tmp_path: Path) -> None:
+    from transformers import MambaConfig, MambaForCausalLM
+
+    config = MambaConfig(hidden_size=16, num_hidden_layers=1, vocab_size=32, state_size=4)
+    MambaForCausalLM(config).save_pretrained(tmp_path / "model")
+    hub.api().upload_folder(repo_id=REPO, folder_path=tmp_path / "model")
+    code = "import sys; from transformers import AutoModelForCausalLM as A; A.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2])"
+    command = [sys.executable, "-c", code, REPO, str(tmp_path / "back")]
+    done = subprocess.run(command, env=hub.env(tmp_path / "home"), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    name = "model.safetensors"
+    assert (tmp_path / "back" / name).read_bytes() == (tmp_path / "model" / name).read_bytes()
