@@ -50,14 +50,18 @@ class SSMPrunerConfig:
     targets: list[str] | None = _option(None, "weights to prune: names, globs or 're:…'; default: the method's own")
     exclude: list[str] = _option([], "weights to leave alone, named like targets")
     scope: str | None = _option(None, "comparison group of the scores; default: the method's own", choices=SCOPES)
-    allocation: str | None = _option(None, "how the budget is spread over weights and blocks; default: the method's own")
+    allocation: str | None = _option(
+        None, "how the budget is spread over weights and blocks; default: the method's own"
+    )
     a_log_fill: str = _option(
         "memoryless",
         "what a pruned A_log entry means: 'memoryless' (its decay becomes 0) or 'zero' (A_log = 0: decay exp(-dt))",
         choices=A_LOG_FILLS,
     )
     memoryless_value: float = _option(38.0, "A_log value that stands for memoryless, in (0, 88]")
-    dataset: Any = _option("wikitext2", "calibration text: 'wikitext2', 'c4', a Hub id, or a .txt/.jsonl/.parquet file")
+    dataset: Any = _option(
+        "wikitext2", "calibration text: 'wikitext2', 'c4', a Hub id, or a .txt/.jsonl/.parquet file"
+    )
     dataset_name: str | None = _option(None, "configuration name of a Hub dataset")
     dataset_split: str | None = _option(None, "split of the dataset; default 'train'. A test split is refused")
     text_column: str = _option("text", "column that holds the text")

@@ -69,7 +69,12 @@ class SSMPruner:
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike, pruning_config: Any = None, *, tokenizer: Any = None, **kwargs: Any
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        pruning_config: Any = None,
+        *,
+        tokenizer: Any = None,
+        **kwargs: Any,
     ) -> SSMPruner:
         """Load a model to prune, or one that was pruned with this library, with its report.
 
@@ -96,7 +101,7 @@ class SSMPruner:
         settings = load_settings(source, **location)
         if settings is not None:
             pruner._done, pruner.report = settings
-            pruner.masks = masks_from_weights(model, pruner.report, pruner._done)
+            pruner.masks = masks_from_weights(model, pruner.family, pruner.report, pruner._done)
         pruner.license = _license_of(source, location)
         return pruner
 

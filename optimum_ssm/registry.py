@@ -46,7 +46,9 @@ class Registry(Generic[T]):
             ConfigurationError: the name is not lower-case identifier-like, or belongs to another object.
         """
         if not name.isidentifier() or name != name.lower():
-            raise ConfigurationError(f"{self.kind} name {name!r} must be a lower-case identifier such as 'my_{self.kind}'")
+            raise ConfigurationError(
+                f"{self.kind} name {name!r} must be a lower-case identifier such as 'my_{self.kind}'"
+            )
 
         def add(entry: T) -> T:
             known = self._entries.get(name)

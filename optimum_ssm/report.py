@@ -144,7 +144,14 @@ class PruningReport:
         if self.passes:
             lines.append("")
         body = [
-            (name, f"{elements:,}", f"{pruned:,}", _percent(pruned, elements), _percent(pruned, self.parameters), reason)
+            (
+                name,
+                f"{elements:,}",
+                f"{pruned:,}",
+                _percent(pruned, elements),
+                _percent(pruned, self.parameters),
+                reason,
+            )
             for name, elements, pruned, reason in self.components()
         ]
         total = _percent(self.pruned, self.parameters)
@@ -162,7 +169,9 @@ class PruningReport:
             f"{self.conv_state_bytes:,} bytes convolution.",
         ]
         if errors:
-            facts.append(f"Relative output error of a block: mean {sum(errors) / len(errors):.2e}, worst {max(errors):.2e}.")
+            facts.append(
+                f"Relative output error of a block: mean {sum(errors) / len(errors):.2e}, worst {max(errors):.2e}."
+            )
         for stage, found in self.perplexity.items():
             facts.append(f"Perplexity, {stage}: {found['perplexity']:.3f} ({found['protocol']}).")
         return facts

@@ -47,7 +47,12 @@ def model_report(model: PreTrainedModel, family: Family) -> PruningReport:
 
 
 def record_pass(
-    report: PruningReport, masks: dict[str, Tensor], plan: Plan, blocks: list[BlockOutcome], tokens: int, seconds: float
+    report: PruningReport,
+    masks: dict[str, Tensor],
+    plan: Plan,
+    blocks: list[BlockOutcome],
+    tokens: int,
+    seconds: float,
 ) -> None:
     """Add what a pass removed to the rows and to `masks`, and the pass itself to the list.
 
@@ -64,9 +69,7 @@ def record_pass(
         row = rows[target.parameter]
         mask = masks.setdefault(target.parameter, torch.zeros(row.shape, dtype=torch.bool))
         mask[target.rows] |= outcome.mask
-        row.pruned = int(mask.sum())
-        for name, (start, stop) in target.weight.segments.items():
-            row.segments[name][1] = int(mask[start:stop].sum())
+        set_removed(row, mask, target)
         row.reason = HIGHER_SCORES
         row.error = outcome.error
         if row.methods[-1:] != [plan.config.method]:
@@ -96,16 +99,33 @@ def _tied_names(model: PreTrainedModel) -> dict[str, str]:
     return {group[0]: f", tied with {', '.join(group[1:])}" for group in names.values() if len(group) > 1}
 
 
-def masks_from_weights(model: PreTrainedModel, report: PruningReport, recipe: list[SSMPrunerConfig]) -> dict[str, Tensor]:
-    """Masks of a reloaded model: the entries that hold what a removed one is filled with.
+def set_removed(row: Row, mask: Tensor, target: Target) -> None:
+    """Count the removed entries (`True` in `mask`) of a whole weight into its row, by segment too."""
+    row.pruned = int(mask.sum())
+    for name, (start, stop) in target.weight.segments.items():
+        row.segments[name][1] = int(mask[start:stop].sum())
 
-    A kept entry that happens to hold the same value is taken for removed.
+
+def masks_from_weights(
+    model: PreTrainedModel, family: Family, report: PruningReport | None, recipe: list[SSMPrunerConfig]
+) -> dict[str, Tensor]:
+    """Masks of a loaded model: the entries that hold what a removed one is filled with.
+
+    In weights of products that is 0. In `A_log` a zero is no removal by itself: there the recipe says what the fill was,
+    and only where the report says that something was removed. A kept entry that happens to hold the fill is taken for
+    removed.
+
+    Args:
+        model (`PreTrainedModel`), family (`Family`): the loaded model and its description.
+        report (`PruningReport`, *optional*), recipe (`list[SSMPrunerConfig]`): what the checkpoint says of itself.
     """
-    fills = {0.0 if c.a_log_fill == "zero" else c.memoryless_value for c in recipe}
+    fills = [0.0 if config.a_log_fill == "zero" else config.memoryless_value for config in recipe]
+    removed = {row.name for row in report.rows if row.pruned} if report is not None else set()
     masks = {}
-    for row in report.rows:
-        if row.pruned:
-            weight = model.get_parameter(row.name).detach().cpu()
-            values = fills if row.component == "A_log" else {0.0}
-            masks[row.name] = torch.stack([weight == value for value in values]).any(0)
-    return masks
+    for target in declared_targets(family, model):
+        weight = model.get_parameter(target.parameter).detach().cpu()
+        if target.weight.kind != "a_log":
+            masks[target.parameter] = weight == 0
+        elif target.parameter in removed:
+            masks[target.parameter] = torch.isin(weight, torch.tensor(fills, dtype=weight.dtype))
+    return {name: mask for name, mask in masks.items() if mask.any()}

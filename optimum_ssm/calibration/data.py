@@ -59,9 +59,7 @@ def calibration_blocks(config: SSMPrunerConfig, tokenizer: Any, vocab_size: int)
             return _checked(torch.stack(rows[: config.num_samples]), vocab_size)
         stream = torch.cat(rows) if rows else torch.empty(0, dtype=torch.long)
     else:
-        text = load_text(
-            config.dataset, config.dataset_name, config.dataset_split or "train", config.text_column
-        )
+        text = load_text(config.dataset, config.dataset_name, config.dataset_split or "train", config.text_column)
         stream = tokenize(text, tokenizer)
     return _checked(_windows(stream, config.num_samples, config.seq_len, config.seed), vocab_size)
 
@@ -161,7 +159,9 @@ def _column(rows: Any, column: str, dataset: Any) -> Iterable[str]:
     names = getattr(rows, "column_names", None)
     if names is not None:
         if column not in names:
-            raise ConfigurationError(f"dataset {_describe(dataset)} has no column {column!r}; it has: {', '.join(names)}")
+            raise ConfigurationError(
+                f"dataset {_describe(dataset)} has no column {column!r}; it has: {', '.join(names)}"
+            )
         return (row[column] for row in rows)
     if isinstance(rows, Iterable):
         return (_text_of(row, column) for row in rows)

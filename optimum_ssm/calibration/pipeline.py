@@ -140,7 +140,9 @@ def _execute(
             with statistics.watching() if needs else nullcontext():
                 dense = stream.through(block, name)
         tokens = stream.tokens if stream else 0
-        outcomes = [_prune(plan, task, model, statistics, tokens, counts[task.target]) for task in tasks.get(index, [])]
+        outcomes = [
+            _prune(plan, task, model, statistics, tokens, counts[task.target]) for task in tasks.get(index, [])
+        ]
         error = None
         if stream is not None:
             pruned = stream.through(block, name) if outcomes else dense
@@ -150,9 +152,7 @@ def _execute(
         on_block(BlockOutcome(index, outcomes, error, time.perf_counter() - start))
 
 
-def _prune(
-    plan: Plan, task: Task, model: nn.Module, statistics: BlockStatistics, tokens: int, count: int
-) -> Outcome:
+def _prune(plan: Plan, task: Task, model: nn.Module, statistics: BlockStatistics, tokens: int, count: int) -> Outcome:
     target, kind = task.target, task.target.weight.kind
     values = _rows_of(statistics.of(target.weight, target.label, tokens), target)
     before = _read(model, target)

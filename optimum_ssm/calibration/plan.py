@@ -108,7 +108,9 @@ def make_plan(model: nn.Module, family: Family, config: SSMPrunerConfig) -> Plan
     for target in chosen:
         _add(plan, target, model, family)
     if not plan.tasks:
-        raise ConfigurationError(f"pattern {config.pattern!r} fits none of the targets: {next(iter(plan.unfit.values()))}")
+        raise ConfigurationError(
+            f"pattern {config.pattern!r} fits none of the targets: {next(iter(plan.unfit.values()))}"
+        )
     _warn_about_a_log(plan)
     return plan
 
@@ -129,7 +131,9 @@ def _add(plan: Plan, target: Target, model: nn.Module, family: Family) -> None:
             )
     parameter = model.get_parameter(target.parameter)
     if parameter.is_meta:
-        raise ConfigurationError(f"{target.parameter} is offloaded; load the model without cpu or disk offload to prune it")
+        raise ConfigurationError(
+            f"{target.parameter} is offloaded; load the model without cpu or disk offload to prune it"
+        )
     shape = parameter[target.rows].squeeze(1).shape if kind == "conv" else parameter[target.rows].shape
     if plan.pattern.is_n_m and (len(shape) != 2 or not plan.pattern.fits(shape[1])):
         plan.unfit[target.label] = (

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.utils import is_mamba_ssm_available
+from transformers.utils.import_utils import is_mamba_ssm_available
 
 from ..families.base import Family
 from ..ops import selective_scan as mamba_scan

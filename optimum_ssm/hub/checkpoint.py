@@ -91,9 +91,7 @@ def read_json(source: str | os.PathLike, name: str, location: dict[str, Any]) ->
         raise CheckpointError(f"{name} of {source} cannot be read: {error}") from error
 
 
-def load_settings(
-    source: str | os.PathLike, **location: Any
-) -> tuple[list[SSMPrunerConfig], PruningReport] | None:
+def load_settings(source: str | os.PathLike, **location: Any) -> tuple[list[SSMPrunerConfig], PruningReport] | None:
     """Recipe and report of a pruned checkpoint, or `None` where the checkpoint is not one of ours.
 
     Raises:

@@ -78,7 +78,8 @@ def card_metadata(
         base_model=report.model if is_hub_id(report.model) else None,
         base_model_relation="finetune" if is_hub_id(report.model) else None,  # the Hub knows no "pruned"
         license=license,
-        datasets=[HUB_NAMES.get(name, name) for name in dict.fromkeys(used) if is_hub_id(HUB_NAMES.get(name, name))] or None,
+        datasets=[HUB_NAMES.get(name, name) for name in dict.fromkeys(used) if is_hub_id(HUB_NAMES.get(name, name))]
+        or None,
         tags=tags,
         model_name=os.path.basename(report.model) + " pruned" if results else None,
         eval_results=results or None,

@@ -2,10 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints in the layout of mamba_ssm (`state-spaces/*` on the Hub): recognised, loaded and written.
 
-Such a repository holds mamba_ssm's own config.json (`d_model`, `n_layer`, no `model_type`) and pytorch_model.bin.
-AutoModel refuses it, and a transformers class that is handed the directory ignores every key and builds its default
-size (29 GB for Mamba-2). So the config is mapped here first, and the shapes in the file are compared with it before
-any model is built. Source: github.com/state-spaces/mamba, mamba_ssm/models and mamba_ssm/modules.
+AutoModel refuses their config.json (`d_model`, `n_layer`, no `model_type`), and a transformers class that is handed
+the directory ignores its keys and builds the default size, 29 GB for Mamba-2. So the config is mapped first and
+compared with the shapes in the file before a model is built. Source: github.com/state-spaces/mamba, mamba_ssm/.
 """
 
 import json
@@ -18,9 +17,10 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import Mamba2Config, Mamba2ForCausalLM, MambaConfig, MambaForCausalLM, PreTrainedModel
+from transformers import GenerationConfig, Mamba2Config, MambaConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 from transformers.utils.logging import get_logger
@@ -33,7 +33,7 @@ logger = get_logger(__name__)
 # The original repositories hold no tokenizer; these models were trained with this one (50,277 tokens).
 ORIGINAL_TOKENIZER = "EleutherAI/gpt-neox-20b"
 
-_CLASSES = {"mamba": MambaForCausalLM, "mamba2": Mamba2ForCausalLM}
+_CLASSES = {"mamba": transformers.MambaForCausalLM, "mamba2": transformers.Mamba2ForCausalLM}
 _EMBEDDING, _HEAD, _FIRST_MIXER = "backbone.embedding.weight", "lm_head.weight", "backbone.layers.0.mixer."
 
 # The keys of config.json that may occur: those that are read, those that choose an implementation or an initialisation
@@ -98,16 +98,16 @@ def convert_config(config: dict[str, Any]) -> MambaConfig | Mamba2Config:
 
 def _mamba2_fields(ssm: dict[str, Any], inner: int) -> dict[str, Any]:
     head_dim, groups = _typed(ssm, "headdim", 64), _typed(ssm, "ngroups", 1)
-    if inner % head_dim:
+    heads, limit = inner // head_dim, ssm.get("dt_limit", (0.0, float("inf")))
+    if heads * head_dim != inner:
         raise _refusal("headdim", head_dim, f"a divisor of d_model * expand = {inner}")
-    if inner // head_dim % groups:
-        raise _refusal("ngroups", groups, f"a divisor of the number of heads = {inner // head_dim}")
+    if heads % groups:
+        raise _refusal("ngroups", groups, f"a divisor of the number of heads = {heads}")
     if ssm.get("d_ssm") not in (None, inner):
         raise _refusal("d_ssm", ssm["d_ssm"], f"d_model * expand = {inner}")
-    limit = ssm.get("dt_limit", (0.0, float("inf")))
     if not isinstance(limit, (list, tuple)) or [type(bound) in (int, float) for bound in limit] != [True, True]:
         raise _refusal("dt_limit", limit, "the smallest and the largest time step")
-    sizes = {"head_dim": head_dim, "num_heads": inner // head_dim, "n_groups": groups}
+    sizes = {"head_dim": head_dim, "num_heads": heads, "n_groups": groups}
     return sizes | {"chunk_size": _typed(ssm, "chunk_size", 256), "time_step_limit": tuple(map(float, limit))}
 
 
@@ -166,7 +166,9 @@ def load_original(
         if others := sorted({str(tensor.dtype) for tensor in tensors.values()} - {str(dtype)}):
             logger.warning(f"{where}: tensors in {', '.join(others)} are cast to {dtype}; pass dtype= to keep them.")
     del tensors
-    # The files that were checked are the ones to load: no second look at the Hub, no conversion started there.
+    # The files that were checked are the ones to load: no second look at the Hub, no conversion started there. Without
+    # a generation config from_pretrained would make one of mamba_ssm's config.json.
+    from_pretrained_kwargs.setdefault("generation_config", GenerationConfig.from_model_config(mapped))
     model, info = _CLASSES[mapped.model_type].from_pretrained(
         files[0].parent,
         config=mapped,
@@ -178,9 +180,9 @@ def load_original(
     )
     if wrong := {kind: sorted(map(str, names)) for kind, names in info.items() if names}:
         raise CheckpointError(f"{where}: not every tensor found its place: {wrong}")
-    norm = getattr(model.backbone.layers[0].mixer, "norm", None)
-    if getattr(mapped, "n_groups", 1) > 1 and not hasattr(norm, "group_size"):
+    if getattr(mapped, "n_groups", 1) > 1 and not hasattr(model.backbone.layers[0].mixer.norm, "group_size"):
         logger.warning("transformers < 5.23 normalises over all groups at once: logits differ from mamba_ssm's.")
+    model._weight_conversions = None  # else save_pretrained undoes the renaming, and AutoModel cannot load the result
     model.name_or_path = model.config.name_or_path = str(path_or_id)
     return model
 
@@ -196,10 +198,8 @@ def _weight_files(path_or_id: str | os.PathLike, use_safetensors: bool | None, h
                 return [Path(shard) for shard in get_checkpoint_shard_files(path_or_id, found, **hub)[0]]
             if found is not None:
                 return [Path(found)]
-    except OSError as error:  # what transformers makes of every failure of the Hub and of its cache
-        raise CheckpointError(f"{path_or_id}: {_line(error)}") from error
-    except (KeyError, ValueError) as error:
-        raise CheckpointError(f"{path_or_id}/{name} is no index of shards: {_line(error)}") from error
+    except (OSError, KeyError, ValueError) as error:  # transformers' word for failures of the Hub; a malformed index
+        raise CheckpointError(f"{path_or_id}: {name} cannot be had ({_line(error)})") from error
     raise CheckpointError(f"{path_or_id} holds no weights; looked for {', '.join(names)}")
 
 
@@ -221,9 +221,10 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
             why = f"{file.name} holds more than tensors and was not executed ({_line(error)})"
             raise CheckpointError(f"{why}; ask its author for a model.safetensors") from error
         raise CheckpointError(f"{file.name} cannot be read ({_line(error)})") from error
-    for name, value in tensors.items() if isinstance(tensors, dict) else [("the content", tensors)]:
-        if not isinstance(value, torch.Tensor):
-            raise CheckpointError(f"{file.name}: {name} is a {type(value).__name__}; supported: a dict of tensors")
+    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
+        found = tensors.values() if isinstance(tensors, dict) else [tensors]
+        kinds = ", ".join(sorted({type(value).__name__ for value in found}))
+        raise CheckpointError(f"{file.name} holds {kinds}; supported: one dict of names and tensors")
     return tensors
 
 
@@ -235,13 +236,12 @@ def _check_tensors(tensors: dict[str, torch.Tensor], config: MambaConfig | Mamba
     found = {name: list(tensor.shape) for name, tensor in tensors.items()}
     if config.tie_word_embeddings and _HEAD not in found:
         del wanted[_HEAD]  # mamba_ssm writes it also when tied; files re-saved as safetensors lack it
+    comparable = {name: len(shape) for name, shape in found.items()} == {name: len(wanted[name]) for name in wanted}
     for name in {**wanted, **found}:
-        if (shape := found.get(name, "absent")) != (asked := wanted.get(name, "absent")):
-            text = f"tensor {name} is {shape} in {where}, {asked} by config.json"
-            if {key: len(shape) for key, shape in found.items()} == {key: len(shape) for key, shape in wanted.items()}:
-                pairs = [(key, size, _sizes(wanted)[key]) for key, size in _sizes(found).items()]
-                text += "".join(f"; {key}: {one} by the tensors, {two} by config.json" for key, one, two in pairs if one != two)
-            raise CheckpointError(text)
+        if (has := found.get(name, "absent")) != (asked := wanted.get(name, "absent")):
+            sizes = [(key, size, _sizes(wanted)[key]) for key, size in _sizes(found).items()] if comparable else []
+            hints = [f"; {key}: {one} by the tensors, {two} by config.json" for key, one, two in sizes if one != two]
+            raise CheckpointError(f"tensor {name} is {has} in {where}, {asked} by config.json{''.join(hints)}")
     if config.tie_word_embeddings and _HEAD in found and not torch.equal(tensors[_HEAD], tensors[_EMBEDDING]):
         raise CheckpointError(f"{where}: tie_embeddings is True in config.json, but {_HEAD} is not {_EMBEDDING}")
 
@@ -269,9 +269,7 @@ def export_original(model: PreTrainedModel, directory: str | os.PathLike, *, saf
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise CheckpointError(f"{directory} is not an empty directory; allowed: a new or an empty one")
     if not isinstance(model, tuple(_CLASSES.values())):
-        raise CheckpointError(
-            f"cannot export a {type(model).__name__}; supported: MambaForCausalLM, Mamba2ForCausalLM"
-        )
+        raise CheckpointError(f"cannot export {type(model).__name__}; supported: MambaForCausalLM, Mamba2ForCausalLM")
     state = model.state_dict()
     if absent := [name for name, tensor in state.items() if tensor.device.type == "meta"]:
         raise CheckpointError(f"{absent[0]} is offloaded: load the model without offload to export it")

@@ -56,7 +56,9 @@ class SparseGPT(WeightMethod):
     def prune(self, weight: Tensor, statistics: Statistics, kind: str, selection: Selection) -> tuple[Tensor, Tensor]:
         group = selection.pattern.group
         if group and self.blocksize % group:
-            raise ConfigurationError(f"sparsegpt blocksize={self.blocksize} must be a multiple of the pattern's {group}")
+            raise ConfigurationError(
+                f"sparsegpt blocksize={self.blocksize} must be a multiple of the pattern's {group}"
+            )
         if not group and selection.count == 0:
             return weight, torch.zeros_like(weight, dtype=torch.bool)
         factor, dead = self._factor(statistics, kind)
@@ -139,9 +141,7 @@ def _sweep(
     return weight, chosen
 
 
-def _sweep_block(
-    block: Tensor, factor: Tensor, dead: Tensor, chosen: Tensor, selection: Selection | None
-) -> Tensor:
+def _sweep_block(block: Tensor, factor: Tensor, dead: Tensor, chosen: Tensor, selection: Selection | None) -> Tensor:
     """Prunes one block of columns in place, writes its mask into `chosen`, gives the errors to pass on."""
     diagonal = factor.diagonal(dim1=-2, dim2=-1)
     group = selection.pattern.group if selection is not None else 0

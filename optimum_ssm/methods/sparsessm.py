@@ -48,7 +48,9 @@ class SparseSSM(WeightMethod):
         solver_kwargs (`dict`): parameters of the solver.
     """
 
-    summary: ClassVar[str] = "time-aggregated saliency for A_log, SparseGPT with sensitivity allocation for projections"
+    summary: ClassVar[str] = (
+        "time-aggregated saliency for A_log, SparseGPT with sensitivity allocation for projections"
+    )
     source: ClassVar[str] = "Tuo and Wang, arXiv 2506.09613, Theorem 1, Algorithm 1, Sec. 3.4; `c2` is this library's"
     default_targets: ClassVar[tuple[str, ...]] = ("A_log", "in_proj", "x_proj", "dt_proj", "out_proj")
     default_allocation: ClassVar[str] = "sensitivity"
@@ -95,9 +97,7 @@ class SparseSSM(WeightMethod):
         if self.variant == "v1":
             return self._vote(weight, statistics["state_prev"], selection)
         weights = self._time_weights(len(statistics["state_prev"]), selection).to(weight.device)
-        return torch.einsum(
-            "t,tcn,tcn->cn", weights, statistics["decay_sum"].square(), statistics["state_prev"]
-        )
+        return torch.einsum("t,tcn,tcn->cn", weights, statistics["decay_sum"].square(), statistics["state_prev"])
 
     def prune(self, weight: Tensor, statistics: Statistics, kind: str, selection: Selection) -> tuple[Tensor, Tensor]:
         if kind != "a_log":

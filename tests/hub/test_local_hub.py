@@ -1,16 +1,18 @@
 # Copyright 2026 The optimum_ssm authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""The local Hub is believed by other tests, so the real client has to be content with it, and it has to be strict."""
+"""The local Hub is believed by other tests: the real client has to be content with it, and it has to be strict."""
 
 import hashlib
+import http.client
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
+import torch
 from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
@@ -20,6 +22,10 @@ from huggingface_hub import (
     snapshot_download,
 )
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from transformers import MambaConfig, MambaForCausalLM
+
+from optimum_ssm.errors import CheckpointError
+from optimum_ssm.hub.original_checkpoints import export_original, load_original
 
 from .local_hub import LocalHub
 
@@ -121,7 +127,7 @@ def test_commit_operations(hub: LocalHub) -> None:
     with pytest.raises(HfHubHTTPError, match="412"):
         stale = CommitOperationAdd("c", b"x")
         api.create_commit(REPO, [stale], commit_message="late", parent_commit=head.oid)
-    with pytest.raises(HfHubHTTPError, match="Invalid metadata"):
+    with pytest.raises(ValueError, match="metadata"):
         card = CommitOperationAdd("README.md", b"---\na: [\n---\n")
         api.create_commit(REPO, [card], commit_message="card")
     assert len(hub.commits(REPO)) == 2
@@ -129,12 +135,22 @@ def test_commit_operations(hub: LocalHub) -> None:
 
 def test_wrong_lfs_content_is_refused(hub: LocalHub) -> None:
     oid = hashlib.sha256(b"announced").hexdigest()
-    url = f"{hub.endpoint}/lfs/{REPO}/{oid}"
-    assert httpx.put(url, content=b"announced").status_code == 400, "never announced"
+
+    def put(body: bytes) -> int:
+        connection = http.client.HTTPConnection(hub.endpoint.removeprefix("http://"))
+        connection.request("PUT", f"/lfs/{REPO}/{oid}", body)
+        return connection.getresponse().status
+
+    assert put(b"announced") == 400, "never announced"
     hub.repo(REPO).lfs[oid] = None
-    assert httpx.put(url, content=b"something else").status_code == 400
-    assert httpx.put(url, content=iter([b"ann", b"ounced"])).status_code == 200, "chunked, as proxies send it"
-    assert hub.repo(REPO).lfs[oid] == b"announced"
+    assert put(b"something else") == 400
+    assert put(b"announced") == 200 and hub.repo(REPO).lfs[oid] == b"announced"
+    missing = {"key": "lfsFile", "value": {"path": "a.bin", "algo": "sha256", "oid": "0" * 64, "size": 1}}
+    lines = [{"key": "header", "value": {"summary": "unbacked"}}, missing]
+    connection = http.client.HTTPConnection(hub.endpoint.removeprefix("http://"))
+    body = "\n".join(map(json.dumps, lines))
+    connection.request("POST", f"/api/models/{REPO}/commit/main", body, {"Authorization": f"Bearer {hub.token}"})
+    assert connection.getresponse().status == 400 and hub.commits(REPO) == []
 
 
 def test_private_and_existing_repositories(hub: LocalHub, tmp_path: Path) -> None:
@@ -171,15 +187,39 @@ def test_settings_of_the_process_come_back() -> None:
     assert (constants.HF_HUB_DISABLE_XET, constants.HF_HUB_OFFLINE) == before
 
 
-def test_transformers_loads_from_it_in_a_subprocess(hub: LocalHub, tmp_path: Path) -> None:
-    from transformers import MambaConfig, MambaForCausalLM
+IN_ANOTHER_PROCESS = """
+import json, sys
+from transformers import AutoModelForCausalLM
+from optimum_ssm.hub.original_checkpoints import export_original, load_original
 
-    config = MambaConfig(hidden_size=16, num_hidden_layers=1, vocab_size=32, state_size=4)
-    MambaForCausalLM(config).save_pretrained(tmp_path / "model")
-    hub.api().upload_folder(repo_id=REPO, folder_path=tmp_path / "model")
-    code = "import sys; from transformers import AutoModelForCausalLM as A; A.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2])"
-    command = [sys.executable, "-c", code, REPO, str(tmp_path / "back")]
-    done = subprocess.run(command, env=hub.env(tmp_path / "home"), capture_output=True, text=True, timeout=120)
+model = load_original(sys.argv[1], json.loads(sys.argv[2]), revision="main")
+model.push_to_hub("tester/converted", private=True)
+export_original(AutoModelForCausalLM.from_pretrained("tester/converted"), sys.argv[3])
+"""
+
+
+def test_transformers_and_our_loader_use_it_in_a_subprocess(hub: LocalHub, tmp_path: Path) -> None:
+    """An original checkpoint comes from the Hub, goes back as a transformers one, and comes once more."""
+    model = MambaForCausalLM(MambaConfig(hidden_size=16, num_hidden_layers=1, vocab_size=32, state_size=4))
+    export_original(model, tmp_path / "out")
+    config = (tmp_path / "out" / "config.json").read_text()
+    hub.api().upload_folder(repo_id=REPO, folder_path=tmp_path / "out")
+    command = [sys.executable, "-c", IN_ANOTHER_PROCESS, REPO, config, str(tmp_path / "back")]
+    env = hub.env(tmp_path / "home") | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    name = "model.safetensors"
-    assert (tmp_path / "back" / name).read_bytes() == (tmp_path / "model" / name).read_bytes()
+    assert hub.repo("tester/converted").private and len(hub.commits("tester/converted")) == 1
+    back = load_original(tmp_path / "back", json.loads(config)).state_dict()
+    assert all(torch.equal(tensor, back[name]) for name, tensor in model.state_dict().items())
+
+
+def test_our_loader_reads_the_cache_of_the_client(hub: LocalHub, tmp_path: Path) -> None:
+    model = MambaForCausalLM(MambaConfig(hidden_size=16, num_hidden_layers=1, vocab_size=32, state_size=4))
+    export_original(model, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    hub.api().upload_folder(repo_id=REPO, folder_path=tmp_path / "out")
+    hf_hub_download(REPO, "pytorch_model.bin", endpoint=hub.endpoint, cache_dir=tmp_path / "cache")
+    cached = load_original(REPO, config, cache_dir=tmp_path / "cache", local_files_only=True)
+    assert torch.equal(cached.lm_head.weight, model.lm_head.weight) and cached.config.name_or_path == REPO
+    with pytest.raises(CheckpointError, match="tester/other"):
+        load_original("tester/other", config, cache_dir=tmp_path / "cache", local_files_only=True)

@@ -1,0 +1,72 @@
+# Copyright 2026 The optimum_ssm authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+"""Command-line flags from the fields of a dataclass, so that a new field is a new flag."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, BooleanOptionalAction, Namespace
+from typing import Any
+
+
+def add_flags(parser: ArgumentParser, config: type) -> None:
+    """Add one flag per field of the dataclass `config`; what the user leaves out stays out of the namespace.
+
+    Lists take several values, dicts `key=value` pairs whose values are read as YAML, booleans `--x` and `--no-x`.
+    """
+    group = parser.add_argument_group(f"pruning ({config.__name__})")
+    hints = typing.get_type_hints(config)
+    for field in dataclasses.fields(config):
+        kind = _plain(hints[field.name])
+        origin = typing.get_origin(kind) or kind
+        options: dict[str, Any] = {"dest": field.name, "default": SUPPRESS, "help": _help(field)}
+        if origin is bool:
+            options["action"] = BooleanOptionalAction
+        elif origin is list:
+            options |= {"nargs": "+", "metavar": "NAME"}
+        elif origin is dict:
+            options |= {"nargs": "+", "type": _pair, "metavar": "KEY=VALUE"}
+        else:
+            options["type"] = str if origin is Any else origin
+            options |= {"choices": field.metadata["choices"]} if "choices" in field.metadata else {}
+            options |= (
+                {} if "choices" in options else {"metavar": getattr(options["type"], "__name__", "value").upper()}
+            )
+        group.add_argument(f"--{field.name.replace('_', '-')}", **options)
+
+
+def given(args: Namespace, config: type) -> dict[str, Any]:
+    """The fields of `config` that the user gave, as keyword arguments."""
+    values = {f.name: getattr(args, f.name) for f in dataclasses.fields(config) if hasattr(args, f.name)}
+    return {
+        name: dict(value) if isinstance(value, list) and value and isinstance(value[0], tuple) else value
+        for name, value in values.items()
+    }
+
+
+def _plain(kind: Any) -> Any:
+    """`X | None` to `X`."""
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return next(part for part in typing.get_args(kind) if part is not type(None))
+    return kind
+
+
+def _help(field: dataclasses.Field) -> str:
+    text = field.metadata["help"].replace("%", "%%")
+    if field.default is dataclasses.MISSING or field.default is None or "default" in text:
+        return text
+    return f"{text} (default: {field.default})"
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    import yaml
+
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise ArgumentTypeError(f"{text!r} is not key=value")
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ArgumentTypeError(f"{text!r}: {' '.join(str(error).split())}") from error

@@ -1,0 +1,46 @@
+# Copyright 2026 The optimum_ssm authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+"""`ssm methods`: what the registries hold."""
+
+from __future__ import annotations
+
+import dataclasses
+from argparse import ArgumentParser, Namespace
+
+from .base import SSMLeafCommand
+
+
+class MethodsCommand(SSMLeafCommand):
+    """List methods, allocations and families with their parameters."""
+
+    @staticmethod
+    def parse_args(parser: ArgumentParser) -> None:
+        """One optional name."""
+        parser.add_argument("name", nargs="?", help="show one method or allocation in full")
+
+    def execute(self, args: Namespace) -> None:
+        """Print the list, or one entry in full."""
+        import inspect
+
+        from ..errors import ConfigurationError
+        from ..families import FAMILIES
+        from ..methods import METHODS
+        from ..registry import unknown
+        from ..sparsity.allocations import ALLOCATIONS
+
+        if args.name is not None:
+            for registry in (METHODS, ALLOCATIONS):
+                if args.name in registry.names():
+                    entry = registry.get(args.name)
+                    print(f"{registry.kind} {args.name}\nsource: {entry.source}\n\n{inspect.getdoc(entry)}")
+                    return
+            raise ConfigurationError(unknown("method or allocation", args.name, METHODS.names() + ALLOCATIONS.names()))
+        for registry, plural in ((METHODS, "methods"), (ALLOCATIONS, "allocations")):
+            print(f"{plural}:")
+            for name, entry in registry.items():
+                print(f"  {name:<12} {entry.summary}")
+                for field in dataclasses.fields(entry):
+                    print(f"    {field.name}={field.default!r}")
+        print("families:")
+        for name, family in FAMILIES.items():
+            print(f"  {name:<12} model types: {', '.join(family.model_types)}")

@@ -1,0 +1,53 @@
+# Copyright 2026 The optimum_ssm authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+"""`ssm prune MODEL`: the whole way from a checkpoint to a pruned one."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from ..configuration import SSMPrunerConfig, parse_recipe
+from ..errors import ConfigurationError
+from .base import SSMLeafCommand, add_loading_flags, add_perplexity_flags, loading_kwargs, perplexity_kwargs
+from .flags import add_flags, given
+
+
+class PruneCommand(SSMLeafCommand):
+    """Load, prune, measure if asked, save and push if asked."""
+
+    @staticmethod
+    def parse_args(parser: ArgumentParser) -> None:
+        """Flags of the config, of loading, of the output and of the measurement."""
+        parser.add_argument("model", help="Hub id or directory, in transformers or original state-spaces format")
+        parser.add_argument("-o", "--output", required=True, help="directory for the pruned checkpoint")
+        parser.add_argument("--overwrite", action="store_true", help="replace a non-empty output directory")
+        parser.add_argument("--recipe", help="YAML or JSON file with one or more passes, instead of the pruning flags")
+        parser.add_argument("--evaluate", metavar="DATASET", help="measure perplexity before and after on this text")
+        parser.add_argument("--push-to-hub", metavar="REPO_ID", help="also upload the result, card included")
+        parser.add_argument("--private", action="store_true", default=None, help="make the new repository private")
+        add_flags(parser, SSMPrunerConfig)
+        add_perplexity_flags(parser)
+        add_loading_flags(parser)
+
+    def execute(self, args: Namespace) -> None:
+        """Refuse what can be refused before the model is loaded, then do the work."""
+        flags = given(args, SSMPrunerConfig)
+        if args.recipe is not None and flags:
+            raise ConfigurationError(f"--recipe already says what to prune; leave out --{', --'.join(sorted(flags))}")
+        recipe = parse_recipe(args.recipe if args.recipe is not None else flags)
+        from ..hub.directory import check_free
+        from ..pruner import SSMPruner
+
+        check_free(Path(args.output), args.overwrite)
+        pruner = SSMPruner.from_pretrained(args.model, recipe, **loading_kwargs(args))
+        if args.evaluate is not None:
+            pruner.evaluate(args.evaluate, **perplexity_kwargs(args))
+        pruner.prune()
+        if args.evaluate is not None:
+            pruner.evaluate(args.evaluate, **perplexity_kwargs(args))
+        print(pruner.report)
+        pruner.save_pretrained(args.output, overwrite=args.overwrite)
+        print(f"saved to {args.output}")
+        if args.push_to_hub is not None:
+            print(f"pushed to {pruner.push_to_hub(args.push_to_hub, private=args.private, token=args.token)}")
