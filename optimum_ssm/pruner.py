@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -211,9 +211,11 @@ class SSMPruner:
                 repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
                 if revision is not None and not create_pr:
                     api.create_branch(repo_id, branch=revision, exist_ok=True)
-                done = api.upload_folder(
+                # upload_folder may split a large upload into several commits; create_commit never does
+                files = sorted(path for path in folder.rglob("*") if path.is_file())
+                done = api.create_commit(
                     repo_id=repo_id,
-                    folder_path=folder,
+                    operations=[CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in files],
                     revision=revision,
                     create_pr=create_pr,
                     commit_message=commit_message,

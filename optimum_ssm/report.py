@@ -155,7 +155,7 @@ class PruningReport:
             for name, elements, pruned, reason in self.components()
         ]
         total = _percent(self.pruned, self.parameters)
-        body.append(("**whole model**", f"{self.parameters:,}", f"{self.pruned:,}", total, total, ""))
+        body.append(("whole model", f"{self.parameters:,}", f"{self.pruned:,}", total, total, ""))
         head = ("component", "entries", "removed", "of component", "of model", "kept because")
         lines += table(head, body, right=(1, 2, 3, 4))
         lines += ["", *self._facts()]
@@ -177,7 +177,7 @@ class PruningReport:
         return facts
 
     def __str__(self) -> str:
-        return self.to_markdown().replace("**", "")
+        return self.to_markdown()
 
     def to_json(self) -> str:
         """The report as JSON, versioned, with the totals beside the rows they are sums of."""

@@ -20,7 +20,7 @@ def draw(report: PruningReport, path: str | os.PathLike) -> None:
     from matplotlib.figure import Figure
 
     rows = [row for row in report.rows if row.block is not None]
-    touched = [name for name in dict.fromkeys(row.component for row in rows)]
+    touched = list(dict.fromkeys(row.component for row in rows))
     touched = [name for name in touched if any(row.pruned for row in rows if row.component == name)] or ["nothing"]
     blocks = 1 + max((row.block for row in rows), default=0)
     shares = [[math.nan] * blocks for _ in touched]

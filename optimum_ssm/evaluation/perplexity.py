@@ -9,6 +9,7 @@ multi-token call and gives wrong logits then, without a word.
 from __future__ import annotations
 
 import math
+import os
 import sys
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -114,8 +115,7 @@ def measure_perplexity(
         name = "token ids" if dataset == "wikitext2" else str(dataset)
     else:
         ids = tokenize(load_text(dataset, dataset_name, split, text_column), tokenizer_or_ids)
-        name = str(dataset) if isinstance(dataset, str) else type(dataset).__name__
-        name = name if name.endswith(".txt") else f"{name} {split}"
+        name = _name(dataset, split)
     vocabulary = model.get_input_embeddings().weight.shape[0]
     if len(ids) < window:
         raise CalibrationError(f"the text has {len(ids)} tokens, fewer than one window of {window}")
@@ -127,6 +127,13 @@ def measure_perplexity(
         raise CalibrationError("the model gives logits that are not finite")
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     return Perplexity(math.exp(total / tokens), name, window, stride, len(windows), tokens, dtype)
+
+
+def _name(dataset: Any, split: str) -> str:
+    """What a protocol calls a text: a file by its name without the path, a Hub dataset with its split."""
+    if not isinstance(dataset, (str, os.PathLike)):
+        return type(dataset).__name__
+    return os.path.basename(dataset) if os.path.exists(dataset) else f"{dataset} {split}"
 
 
 def _negative_log_likelihood(model: nn.Module, windows: Tensor, stride: int, batch_size: int) -> tuple[float, int]:

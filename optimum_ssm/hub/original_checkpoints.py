@@ -1,16 +1,14 @@
 # Copyright 2026 The optimum_ssm authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints in the layout of mamba_ssm (`state-spaces/*` on the Hub): recognised, loaded and written.
+"""Checkpoints in the layout of mamba_ssm (`state-spaces/*` on the Hub): recognised and loaded.
 
 AutoModel refuses their config.json (`d_model`, `n_layer`, no `model_type`), and a transformers class that is handed
 the directory ignores its keys and builds the default size, 29 GB for Mamba-2. So the config is mapped first and
 compared with the shapes in the file before a model is built. Source: github.com/state-spaces/mamba, mamba_ssm/.
 """
 
-import json
 import os
 import re
-import shutil
 import zipfile
 from pathlib import Path
 from pickle import UnpicklingError
@@ -19,9 +17,9 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import GenerationConfig, Mamba2Config, MambaConfig, PreTrainedModel
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME
+from transformers.utils import SAFE_WEIGHTS_NAME, WEIGHTS_NAME
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 from transformers.utils.logging import get_logger
 
@@ -33,8 +31,8 @@ logger = get_logger(__name__)
 # The original repositories hold no tokenizer; these models were trained with this one (50,277 tokens).
 ORIGINAL_TOKENIZER = "EleutherAI/gpt-neox-20b"
 
-_CLASSES = {"mamba": transformers.MambaForCausalLM, "mamba2": transformers.Mamba2ForCausalLM}
-_EMBEDDING, _HEAD, _FIRST_MIXER = "backbone.embedding.weight", "lm_head.weight", "backbone.layers.0.mixer."
+CLASSES = {"mamba": transformers.MambaForCausalLM, "mamba2": transformers.Mamba2ForCausalLM}
+EMBEDDING, HEAD, _FIRST_MIXER = "backbone.embedding.weight", "lm_head.weight", "backbone.layers.0.mixer."
 
 # The keys of config.json that may occur: those that are read, those that choose an implementation or an initialisation
 # and so change no trained model, and, with the values allowed, those of which transformers has only one variant. Any
@@ -158,18 +156,18 @@ def load_original(
     files = _weight_files(path_or_id, from_pretrained_kwargs.pop("use_safetensors", None), hub)
     tensors = {name: tensor for file in files for name, tensor in _read(file).items()}
     where = f"{path_or_id}/{files[0].name}" if len(files) == 1 else str(path_or_id)
-    _check_tensors(tensors, mapped, where)
+    check_tensors(tensors, mapped, where)
     dtype = from_pretrained_kwargs.pop("dtype", None) or from_pretrained_kwargs.pop("torch_dtype", None) or "auto"
     if dtype == "auto":
         # transformers takes the dtype of whichever tensor comes first in the file, often that of an fp32 A_log
-        dtype = tensors[_EMBEDDING].dtype
+        dtype = tensors[EMBEDDING].dtype
         if others := sorted({str(tensor.dtype) for tensor in tensors.values()} - {str(dtype)}):
             logger.warning(f"{where}: tensors in {', '.join(others)} are cast to {dtype}; pass dtype= to keep them.")
     del tensors
     # The files that were checked are the ones to load: no second look at the Hub, no conversion started there. Without
     # a generation config from_pretrained would make one of mamba_ssm's config.json.
     from_pretrained_kwargs.setdefault("generation_config", GenerationConfig.from_model_config(mapped))
-    model, info = _CLASSES[mapped.model_type].from_pretrained(
+    model, info = CLASSES[mapped.model_type].from_pretrained(
         files[0].parent,
         config=mapped,
         key_mapping={r"^backbone\.embedding\.": "backbone.embeddings."},
@@ -228,95 +226,29 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _check_tensors(tensors: dict[str, torch.Tensor], config: MambaConfig | Mamba2Config, where: str) -> None:
+def check_tensors(tensors: dict[str, torch.Tensor], config: MambaConfig | Mamba2Config, where: str) -> None:
     """Compare tensors in the original layout with a mapped config; raises CheckpointError on the first offender."""
     with torch.device("meta"):
-        skeleton = _CLASSES[config.model_type](config).state_dict()
+        skeleton = CLASSES[config.model_type](config).state_dict()
     wanted = {name.replace(".embeddings.", ".embedding."): list(tensor.shape) for name, tensor in skeleton.items()}
     found = {name: list(tensor.shape) for name, tensor in tensors.items()}
-    if config.tie_word_embeddings and _HEAD not in found:
-        del wanted[_HEAD]  # mamba_ssm writes it also when tied; files re-saved as safetensors lack it
+    if config.tie_word_embeddings and HEAD not in found:
+        del wanted[HEAD]  # mamba_ssm writes it also when tied; files re-saved as safetensors lack it
     comparable = {name: len(shape) for name, shape in found.items()} == {name: len(wanted[name]) for name in wanted}
     for name in {**wanted, **found}:
         if (has := found.get(name, "absent")) != (asked := wanted.get(name, "absent")):
             sizes = [(key, size, _sizes(wanted)[key]) for key, size in _sizes(found).items()] if comparable else []
             hints = [f"; {key}: {one} by the tensors, {two} by config.json" for key, one, two in sizes if one != two]
             raise CheckpointError(f"tensor {name} is {has} in {where}, {asked} by config.json{''.join(hints)}")
-    if config.tie_word_embeddings and _HEAD in found and not torch.equal(tensors[_HEAD], tensors[_EMBEDDING]):
-        raise CheckpointError(f"{where}: tie_embeddings is True in config.json, but {_HEAD} is not {_EMBEDDING}")
+    if config.tie_word_embeddings and HEAD in found and not torch.equal(tensors[HEAD], tensors[EMBEDDING]):
+        raise CheckpointError(f"{where}: tie_embeddings is True in config.json, but {HEAD} is not {EMBEDDING}")
 
 
 def _sizes(shapes: dict[str, list[int]]) -> dict[str, int]:
     """Sizes in mamba_ssm's words as the tensors imply them; Mamba-2's G and N only show as their product."""
     inner, conv = shapes[_FIRST_MIXER + "out_proj.weight"][1], shapes[_FIRST_MIXER + "conv1d.weight"]
-    (vocab, hidden), a_log = shapes[_EMBEDDING], shapes[_FIRST_MIXER + "A_log"]
+    (vocab, hidden), a_log = shapes[EMBEDDING], shapes[_FIRST_MIXER + "A_log"]
     sizes = {"padded vocab_size": vocab, "d_model": hidden, "d_model * expand": inner, "d_conv": conv[2]}
     if len(a_log) == 2:
         return sizes | {"d_state": a_log[1], "dt_rank": shapes[_FIRST_MIXER + "dt_proj.weight"][1]}
     return sizes | {"number of heads": a_log[0], "ngroups * d_state": (conv[0] - inner) // 2}
-
-
-def export_original(model: PreTrainedModel, directory: str | os.PathLike, *, safe_serialization: bool = False) -> Path:
-    """Write MambaForCausalLM or Mamba2ForCausalLM as mamba_ssm's MambaLMHeadModel.from_pretrained reads it.
-
-    The default is pytorch_model.bin because mamba_ssm reads nothing else; `safe_serialization` writes safetensors.
-    The directory must be absent or empty; it is written beside and renamed, so it is whole or it is not there.
-
-    Raises:
-        CheckpointError: the state-spaces layout cannot express the model, or the directory holds files.
-    """
-    directory = Path(directory)
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise CheckpointError(f"{directory} is not an empty directory; allowed: a new or an empty one")
-    if not isinstance(model, tuple(_CLASSES.values())):
-        raise CheckpointError(f"cannot export {type(model).__name__}; supported: MambaForCausalLM, Mamba2ForCausalLM")
-    state = model.state_dict()
-    if absent := [name for name, tensor in state.items() if tensor.device.type == "meta"]:
-        raise CheckpointError(f"{absent[0]} is offloaded: load the model without offload to export it")
-    config = _original_config(model.config)
-    tensors = {name.replace(".embeddings.", ".embedding."): _whole(tensor) for name, tensor in state.items()}
-    _check_tensors(tensors, convert_config(config), f"this {type(model).__name__}")
-    if tied := model.config.tie_word_embeddings:
-        tensors[_HEAD] = tensors[_EMBEDDING]  # mamba_ssm's strict loading wants both names; safetensors refuses both
-    staging = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
-    try:
-        staging.mkdir(parents=True)
-        (staging / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        if safe_serialization:
-            own = {name: tensors[name] for name in tensors if not (tied and name == _HEAD)}
-            save_file(own, staging / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
-        else:
-            torch.save(tensors, staging / WEIGHTS_NAME)
-        os.replace(staging, directory)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return directory
-
-
-def _whole(tensor: torch.Tensor) -> torch.Tensor:
-    """On the CPU and owner of its storage: torch.save writes a view's whole storage, pruned rows included."""
-    tensor = tensor.detach().cpu().contiguous()
-    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
-
-
-def _original_config(config: MambaConfig | Mamba2Config) -> dict[str, Any]:
-    """The config.json of a model, with no key that an old mamba_ssm would not know: it refuses those."""
-    inner = getattr(config, "intermediate_size", config.expand * config.hidden_size)
-    for field, only in (("hidden_act", "silu"), ("layer_norm_epsilon", 1e-5)):
-        if getattr(config, field) != only:
-            raise CheckpointError(f"{field} = {getattr(config, field)!r} cannot be exported; supported: {only!r}")
-    if inner % config.hidden_size:
-        raise CheckpointError(f"intermediate_size = {inner} cannot be exported; supported: multiples of hidden_size")
-    ssm = {"d_state": config.state_size, "d_conv": config.conv_kernel, "expand": inner // config.hidden_size}
-    ssm |= {"bias": config.use_bias, "conv_bias": config.use_conv_bias}
-    if config.model_type == "mamba":
-        ssm |= {"dt_rank": config.time_step_rank}
-    else:
-        ssm |= {"layer": "Mamba2", "headdim": config.head_dim, "ngroups": config.n_groups}
-        ssm |= {"chunk_size": config.chunk_size}
-        if tuple(config.time_step_limit) != (0.0, float("inf")):  # the default, which JSON proper cannot write
-            ssm |= {"dt_limit": list(config.time_step_limit)}
-    original = {"d_model": config.hidden_size, "n_layer": config.num_hidden_layers, "vocab_size": config.vocab_size}
-    original |= {"ssm_cfg": ssm, "rms_norm": True, "residual_in_fp32": config.residual_in_fp32, "fused_add_norm": True}
-    untied = {} if config.tie_word_embeddings else {"tie_embeddings": False}
-    return original | {"pad_vocab_size_multiple": 1} | untied

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from optimum_ssm.errors import CalibrationError, ConfigurationError
+from ..errors import CalibrationError, ConfigurationError
 
 
 SUM_DTYPES = (torch.float32, torch.float64)
@@ -72,25 +72,22 @@ def check_sums(
             raise ConfigurationError(f"sum {name!r} is on {total.device}: it must be on {device}, as the scan's input")
 
 
-def refuse_gradients(scan: str, tensors: Mapping[str, torch.Tensor | None]) -> None:
-    """Raises where autograd would expect a graph: the scans overwrite their buffers and cannot be differentiated.
+def check_inputs(scan: str, chunk_size: int | None, **tensors: torch.Tensor | None) -> None:
+    """Refuses what neither scan can run: an impossible chunk, or inputs for which autograd expects a graph.
+
+    The scans overwrite their buffers and cannot be differentiated: a silent detached output would be a wrong gradient.
 
     Raises:
+        ConfigurationError: chunk_size < 1.
         CalibrationError: grad mode is on and one of `tensors` requires grad. The message names it.
     """
-    if not torch.is_grad_enabled():
-        return
+    if chunk_size is not None and chunk_size < 1:
+        raise ConfigurationError(f"chunk_size is {chunk_size}: it must be at least 1")
     for name, tensor in tensors.items():
-        if tensor is not None and tensor.requires_grad:
+        if torch.is_grad_enabled() and tensor is not None and tensor.requires_grad:
             raise CalibrationError(
                 f"{scan} is not differentiable but {name!r} requires grad: call it under torch.no_grad()"
             )
-
-
-def check_chunk_size(chunk_size: int | None) -> None:
-    """Raises ConfigurationError unless `chunk_size` is None or a positive number of tokens."""
-    if chunk_size is not None and chunk_size < 1:
-        raise ConfigurationError(f"chunk_size is {chunk_size}: it must be at least 1")
 
 
 def compute_dtype(x: torch.Tensor) -> torch.dtype:

@@ -5,16 +5,21 @@
 Time runs in chunks. A chunk holds its decays and its states as two reused buffers of shape
 [steps, batch, state size, channels]: channels last, so that every elementwise operation runs over long contiguous
 rows, and small enough for the cache. The whole trajectory is never held, only a chunk of it.
+
+The sums serve SparseSSM (arXiv 2506.09613, Theorem 1 and Algorithm 1: "state_prev", "state_prev_total", "decay_sum"),
+the exact squared change of y when one A_log entry becomes memoryless ("decay_error") and the squared change of y when
+one state of one channel is removed, the state energy of GHOST (arXiv 2602.11408: "state_energy").
 """
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
 from ..errors import ConfigurationError
-from .scan_sums import ScanSum, allocate, check_chunk_size, check_sums, compute_dtype, refuse_gradients
+from .scan_sums import ScanSum, allocate, check_inputs, check_sums, compute_dtype
 
 
 _STATE = ("channels", "state_size")
@@ -86,13 +91,8 @@ def selective_scan(
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Mamba-1 selective scan (arXiv 2312.00752, Eq. 2 and Algorithm 2) with sums over time.
 
-    With Δ = dt + delta_bias, through softplus if asked, and h_{-1} = 0:
-    dA_{t,c,n} = exp(Δ_{t,c} A_{c,n}), h_t = dA_t h_{t-1} + Δ_{t,c} B_{t,n} x_{t,c},
-    y_{t,c} = (Σ_n C_{t,n} h_{t,c,n} + D_c x_{t,c}) silu(z_{t,c}).
-
-    The sums serve SparseSSM (arXiv 2506.09613, Theorem 1 and Algorithm 1: "state_prev", "state_prev_total",
-    "decay_sum"), the exact squared change of y when one A_log entry becomes memoryless ("decay_error"), and the
-    state energy of GHOST (arXiv 2602.11408: "state_energy").
+    With Δ = dt + delta_bias, through softplus if asked, h_{-1} = 0 and dA_{t,c,n} = exp(Δ_{t,c} A_{c,n}):
+    h_t = dA_t h_{t-1} + Δ_{t,c} B_{t,n} x_{t,c}, and y_{t,c} = (Σ_n C_{t,n} h_{t,c,n} + D_c x_{t,c}) silu(z_{t,c}).
 
     Args:
         x: scan input after convolution and SiLU, [B, I, L].
@@ -105,8 +105,7 @@ def selective_scan(
         delta_softplus: whether Δ goes through softplus.
         sums: accumulators by name (`SCAN_SUMS`, `allocate_sums`), ADDED TO in place, float32 or float64.
         return_last_state: also return h_{L-1}.
-        chunk_size: time steps held at once; by default chosen from B·I·N. Results do not depend on it but for
-            rounding.
+        chunk_size: time steps held at once, by default from B·I·N. It changes results by rounding only.
 
     Returns:
         y, [B, I, L] in x's dtype (a transposed view of a contiguous [B, L, I]); with `return_last_state` also the
@@ -117,25 +116,43 @@ def selective_scan(
             chunk_size < 1.
         CalibrationError: an input requires grad and grad mode is on; the scan works in place.
     """
-    inputs = {"x": x, "dt": dt, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}
-    refuse_gradients("selective_scan", inputs)
-    check_chunk_size(chunk_size)
-    batch, channels, length = x.shape
+    check_inputs("selective_scan", chunk_size, x=x, dt=dt, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias)
     sums = sums or {}
-    check_sums(sums, SCAN_SUMS, {"channels": channels, "state_size": A.shape[1], "length": length}, x.device)
+    sizes = {"channels": x.shape[1], "state_size": A.shape[1], "length": x.shape[2]}
+    check_sums(sums, SCAN_SUMS, sizes, x.device)
     if "gate_energy" in sums and z is None:
         raise ConfigurationError("sum 'gate_energy' needs the gate: pass z or leave the sum out")
-    y = x.new_empty(batch, length, channels)
-    sequences, steps = _tiling(x, A.shape[1], chunk_size)
-    states = []
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        for first in range(0, batch, sequences):
-            part = slice(first, first + sequences)
-            gate = None if z is None else z[part]
-            slab = _Slab(x[part], dt[part], A, B[part], C[part], D, gate, delta_bias, delta_softplus, sums)
-            states.append(slab.run(y[part], steps))
-    y = y.transpose(1, 2)
-    return (y, torch.cat(states).transpose(1, 2)) if return_last_state else y
+        y, state = _scan(_Inputs(x, dt, A, B, C, D, z, delta_bias, delta_softplus), sums, chunk_size)
+    return (y, state) if return_last_state else y
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """The arguments of `selective_scan`, as they came."""
+
+    x: torch.Tensor
+    dt: torch.Tensor
+    A: torch.Tensor
+    B: torch.Tensor
+    C: torch.Tensor
+    D: torch.Tensor | None
+    z: torch.Tensor | None
+    delta_bias: torch.Tensor | None
+    delta_softplus: bool
+
+
+def _scan(inputs: _Inputs, sums: dict[str, torch.Tensor], chunk_size: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """y [B, I, L] and the last state [B, I, N]."""
+    x, state_size = inputs.x, inputs.A.shape[1]
+    batch, channels, length = x.shape
+    sequences, steps = _tiling(x, state_size, chunk_size)
+    y = x.new_empty(batch, length, channels)
+    state = x.new_empty(batch, state_size, channels, dtype=compute_dtype(x))
+    for first in range(0, batch, sequences):
+        part = slice(first, first + sequences)
+        _BatchSlice(inputs, part).run(y[part], state[part], sums, steps)
+    return y.transpose(1, 2), state.transpose(1, 2)
 
 
 def _tiling(x: torch.Tensor, state_size: int, chunk_size: int | None) -> tuple[int, int]:
@@ -150,22 +167,22 @@ def _tiling(x: torch.Tensor, state_size: int, chunk_size: int | None) -> tuple[i
     return sequences, max(1, min(length, chunk_size))
 
 
-class _Slab:
-    """The sequences that run together: b of them, [b, ...] slices of the arguments of `selective_scan`."""
+class _BatchSlice:
+    """b sequences that run together: their inputs, the small ones already in the layout of the buffers."""
 
-    def __init__(self, x, dt, A, B, C, D, z, delta_bias, delta_softplus, sums) -> None:
-        dtype = compute_dtype(x)
-        self.x, self.dt, self.z = x, dt, z
-        self.A = A.to(dtype).t().contiguous()  # [N, I]
-        self.B = B.to(dtype).permute(2, 0, 1).contiguous()  # [L, b, N]
-        self.C = C.to(dtype).permute(2, 0, 1).contiguous()
-        self.D = None if D is None else D.to(dtype)
-        self.delta_bias = None if delta_bias is None else delta_bias.to(dtype)
-        self.delta_softplus = delta_softplus
-        self.sums = sums
+    def __init__(self, inputs: _Inputs, part: slice) -> None:
+        dtype = compute_dtype(inputs.x)
+        self.x, self.dt = inputs.x[part], inputs.dt[part]
+        self.z = None if inputs.z is None else inputs.z[part]
+        self.A = inputs.A.to(dtype).t().contiguous()  # [N, I]
+        self.B = inputs.B[part].to(dtype).permute(2, 0, 1).contiguous()  # [L, b, N]
+        self.C = inputs.C[part].to(dtype).permute(2, 0, 1).contiguous()
+        self.D = None if inputs.D is None else inputs.D.to(dtype)
+        self.delta_bias = None if inputs.delta_bias is None else inputs.delta_bias.to(dtype)
+        self.delta_softplus = inputs.delta_softplus
 
-    def run(self, y: torch.Tensor, steps: int) -> torch.Tensor:
-        """Fills y [b, L, I], adds to the sums and returns the last state [b, N, I]."""
+    def run(self, y: torch.Tensor, last_state: torch.Tensor, sums: dict[str, torch.Tensor], steps: int) -> None:
+        """Fills y [b, L, I] and last_state [b, N, I] and adds to `sums`, `steps` time steps at once."""
         (batch, channels, length), state_size = self.x.shape, self.A.shape[0]
         decay = self.A.new_empty(steps, batch, state_size, channels)
         # Row 0 carries the state over from the last chunk, row k + 1 is the state after step k: so the states before
@@ -173,7 +190,7 @@ class _Slab:
         states = self.A.new_empty(steps + 1, batch, state_size, channels)
         states[0].zero_()
         decay_rows, state_rows = decay.unbind(0), states.unbind(0)
-        totals = _SlabSums(self.sums, states[0], steps)
+        totals = _SliceSums(sums, states[0], steps)
         for start in range(0, length, steps):
             window = slice(start, min(start + steps, length))
             count = window.stop - window.start
@@ -184,18 +201,24 @@ class _Slab:
             torch.mul((delta * x).unsqueeze(2), B.unsqueeze(3), out=states[1 : count + 1])
             for step in range(count):
                 state_rows[step + 1].addcmul_(decay_rows[step], state_rows[step])
-            output = torch.bmm(C.flatten(0, 1).unsqueeze(1), states[1 : count + 1].flatten(0, 1)).view(x.shape)
-            if self.D is not None:
-                output.addcmul_(x, self.D)
-            if self.z is not None:
-                gate = F.silu(_time_first(self.z[:, :, window], self.A.dtype))
-                output.mul_(gate)
-                totals.add_gate(gate)
-            y[:, window].copy_(output.transpose(0, 1))
+            y[:, window].copy_(self._output(window, x, states[1 : count + 1], C, totals).transpose(0, 1))
             totals.add(window, decay[:count], states[: count + 1], C.unsqueeze(3))
             state_rows[0].copy_(state_rows[count])
         totals.close()
-        return states[0].clone()
+        last_state.copy_(states[0])
+
+    def _output(
+        self, window: slice, x: torch.Tensor, states: torch.Tensor, C: torch.Tensor, totals: "_SliceSums"
+    ) -> torch.Tensor:
+        """y of the steps of `window`, [steps, b, I]."""
+        output = torch.bmm(C.flatten(0, 1).unsqueeze(1), states.flatten(0, 1)).view(x.shape)
+        if self.D is not None:
+            output.addcmul_(x, self.D)
+        if self.z is not None:
+            gate = F.silu(_time_first(self.z[:, :, window], self.A.dtype))
+            output.mul_(gate)
+            totals.add_gate(gate)
+        return output
 
     def _delta(self, window: slice) -> torch.Tensor:
         """Δ of the steps of `window`, [steps, b, I]."""
@@ -205,9 +228,9 @@ class _Slab:
         return F.softplus(delta) if self.delta_softplus else delta
 
 
-class _SlabSums:
-    """The sums of one slab. Sums over time are taken in the scan's dtype over one slab and then added to the caller's
-    tensors, so that float64 accumulators lose nothing over many calls."""
+class _SliceSums:
+    """The sums of one batch slice. Those over time are taken in the scan's dtype over one call and only then added to
+    the caller's tensors, so that float64 accumulators lose nothing over many calls."""
 
     _OVER_TIME = ("decay_error", "state_energy", "state_prev_total")
 
@@ -220,7 +243,7 @@ class _SlabSums:
         self.ones = state.new_ones(steps)
 
     def add(self, window: slice, decay: torch.Tensor, states: torch.Tensor, C: torch.Tensor) -> None:
-        """Adds a chunk: decay [steps, b, N, I], which is overwritten, states [steps + 1, b, N, I], C [steps, b, N, 1]."""
+        """Adds a chunk: decay [steps, b, N, I] (overwritten), states [steps + 1, b, N, I], C [steps, b, N, 1]."""
         sums, before, after = self.sums, states[:-1], states[1:]
         if "decay_sum" in sums:
             self._add_per_step("decay_sum", window, decay)
@@ -263,8 +286,8 @@ class _SlabSums:
 
 
 def _time_first(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """`rows` [b, I, steps], usually a window of [b, I, L], as [steps, b, I] with contiguous channels. Read only: it may
-    be a view."""
+    """`rows` [b, I, steps], usually a window of [b, I, L], as [steps, b, I] with contiguous channels. It may be a view:
+    read only."""
     turned = rows.permute(2, 0, 1)
     if turned.stride(2) == 1:
         return turned.to(dtype)

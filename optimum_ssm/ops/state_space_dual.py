@@ -3,7 +3,12 @@
 """The Mamba-2 scan in torch by chunks of matrix products, with sums over time taken in the same pass.
 
 No single state inside a chunk is ever formed, also not for the sums: they need only the squared norms of the states
-over the head dim, and these follow a scalar recursion that is itself a lower-triangular matrix product (`_Chunk.add_sums`).
+over the head dim, and these follow a scalar recursion that is itself a lower-triangular matrix product
+(`_Chunk.add_sums`).
+
+"state_energy" is the state energy of GHOST (arXiv 2602.11408): the squared change of y when one state is removed.
+"decay_error" is the Mamba-2 form of what SparseSSM (arXiv 2506.09613) asks of A_log: the squared change of y when one
+state of a head becomes memoryless, summed over the states of the head.
 """
 
 import math
@@ -13,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import ConfigurationError
-from .scan_sums import ScanSum, allocate, check_chunk_size, check_sums, compute_dtype, refuse_gradients
+from .scan_sums import ScanSum, allocate, check_inputs, check_sums, compute_dtype
 
 
 SCAN_SUMS: dict[str, ScanSum] = {
@@ -69,11 +74,9 @@ def state_space_dual(
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Mamba-2 scan by state space duality (arXiv 2405.21060, Section 6, block decomposition) with sums over time.
 
-    With Δ = dt + dt_bias, through softplus if asked, clamped to `dt_limit`; g(h) the group of head h (consecutive heads):
-    h_t = exp(Δ_{t,h} A_h) h_{t-1} + Δ_{t,h} B_{t,g(h),n} x_{t,h,p},  y_{t,h,p} = Σ_n C_{t,g(h),n} h_{t,h,p,n} + D_h x_{t,h,p}.
-
-    The sums serve the state energy of GHOST (arXiv 2602.11408: "state_energy") and the exact squared change of y when
-    one head becomes memoryless ("decay_error", the Mamba-2 form of the question of SparseSSM, arXiv 2506.09613).
+    With Δ = dt + dt_bias, through softplus if asked, clamped to `dt_limit`; g(h) the group of head h:
+    h_t = exp(Δ_{t,h} A_h) h_{t-1} + Δ_{t,h} B_{t,g(h),n} x_{t,h,p},
+    y_{t,h,p} = Σ_n C_{t,g(h),n} h_{t,h,p,n} + D_h x_{t,h,p}.
 
     Args:
         x: scan input after convolution and SiLU, [B, L, H, P].
@@ -94,35 +97,50 @@ def state_space_dual(
         (float64 where x is float64), as in transformers' `mamba2_chunk_scan`.
 
     Raises:
-        ConfigurationError: a sum that is unknown, of wrong shape, dtype or device; G does not divide H; chunk_size < 1.
+        ConfigurationError: a sum that is unknown, of wrong shape, dtype or device; chunk_size < 1; H not divisible
+            by G.
         CalibrationError: an input requires grad and grad mode is on; the scan works in place.
     """
-    inputs = {"x": x, "dt": dt, "A": A, "B": B, "C": C, "D": D, "dt_bias": dt_bias, "initial_states": initial_states}
-    refuse_gradients("state_space_dual", inputs)
-    check_chunk_size(chunk_size)
-    (batch, length, heads, head_dim), (groups, state_size) = x.shape, B.shape[2:]
+    tensors = {"D": D, "dt_bias": dt_bias, "initial_states": initial_states}
+    check_inputs("state_space_dual", chunk_size, x=x, dt=dt, A=A, B=B, C=C, **tensors)
+    heads, (groups, state_size) = x.shape[2], B.shape[2:]
     if heads % groups:
-        raise ConfigurationError(
-            f"{heads} heads cannot share {groups} groups of B and C: the groups must divide the heads"
-        )
+        raise ConfigurationError(f"{heads} heads cannot share {groups} groups of B and C: G must divide H")
     sums = sums or {}
     check_sums(sums, SCAN_SUMS, {"heads": heads, "state_size": state_size}, x.device)
-    dtype = compute_dtype(x)
-    y = x.new_empty(x.shape, dtype=dtype)
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        dt = _time_step(dt.to(dtype), dt_bias, dt_softplus, dt_limit)
-        if initial_states is None:
-            states = x.new_zeros(batch, heads, head_dim, state_size, dtype=dtype)
-        else:
-            states = initial_states.to(dtype, copy=True)
-        for start in range(0, length, chunk_size):
-            window = slice(start, start + chunk_size)
-            chunk = _Chunk(x[:, window].to(dtype), dt[:, window], A, B[:, window].to(dtype), C[:, window].to(dtype))
-            chunk.output(states, D, y[:, window])
-            if sums:
-                chunk.add_sums(states, sums)
-            states = chunk.advance(states)
+        delta = _time_step(dt.to(compute_dtype(x)), dt_bias, dt_softplus, dt_limit)
+        y, states = _scan(x, delta, A, B, C, D, initial_states, sums, chunk_size)
     return (y, states) if return_final_states else y
+
+
+def _scan(
+    x: torch.Tensor,
+    delta: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    D: torch.Tensor | None,
+    initial_states: torch.Tensor | None,
+    sums: dict[str, torch.Tensor],
+    chunk_size: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """y [B, L, H, P] and the final state [B, H, P, N]; arguments as in `state_space_dual`, delta = Δ."""
+    batch, length, heads, head_dim = x.shape
+    dtype = delta.dtype
+    y = x.new_empty(x.shape, dtype=dtype)
+    if initial_states is None:
+        states = x.new_zeros(batch, heads, head_dim, B.shape[3], dtype=dtype)
+    else:
+        states = initial_states.to(x.device, dtype)
+    for start in range(0, length, chunk_size):
+        window = slice(start, start + chunk_size)
+        chunk = _Chunk(x[:, window].to(dtype), delta[:, window], A, B[:, window].to(dtype), C[:, window].to(dtype))
+        chunk.output(states, D, y[:, window])
+        if sums:
+            chunk.add_sums(states, sums)
+        states = chunk.advance(states)
+    return y, states
 
 
 def _time_step(
@@ -151,7 +169,7 @@ class _Chunk:
         total = log_decay.double().cumsum(-1)  # [B, H, T]
         # decay[t, s] = dA_{s+1} ... dA_t for s <= t. Above the diagonal exp overflows to inf, which tril drops.
         self.decay = (total.unsqueeze(-1) - total.unsqueeze(-2)).to(dt.dtype).exp_().tril_()  # [B, H, T, T]
-        self.decay_from_start = total.to(dt.dtype).exp_()  # [B, H, T]: from the state before the chunk to step t
+        self.decay_from_start = total.exp_().to(dt.dtype)  # [B, H, T]: from the state before the chunk to step t
 
     def output(self, states: torch.Tensor, D: torch.Tensor | None, y: torch.Tensor) -> None:
         """Writes y [B, T, H, P]: what the chunk's own inputs and the state before it (`states`) contribute."""
@@ -166,7 +184,7 @@ class _Chunk:
             y.addcmul_(self.raw, D.to(y.dtype).unsqueeze(-1))
 
     def advance(self, states: torch.Tensor) -> torch.Tensor:
-        """The state after the chunk, from the one before it, [B, H, P, N]; overwrites `states`."""
+        """The state after the chunk, from the one before it, [B, H, P, N]."""
         decayed = self.x * self.decay[:, :, -1].transpose(1, 2).unsqueeze(-1)  # every input as it stands at the end
         rows = decayed.view(self.batch, self.steps, self.groups, -1).permute(0, 2, 3, 1)  # [B, G, E·P, T]
         added = (rows @ self.B).view(states.shape)
@@ -178,8 +196,8 @@ class _Chunk:
         With q_t[n] = Σ_p h_{t,p,n}² and x~ = Δ x, the recurrence squared gives (derived here, per head)
             q_t = dA_t² q_{t-1} + s_t,  s_t[n] = B_{t,n} (2 dA_t x~_t·h_{t-1}[:, n] + B_{t,n} |x~_t|²),
             dA_t x~_t·h_{t-1}[:, n] = Σ_{r<t} decay(t, r) (x~_t·x~_r) B_{r,n} + decay_from_start(t) x~_t·h_start[:, n],
-        and, solved, dA_t² q_{t-1} = Σ_{r<t} decay(t, r)² s_r + decay_from_start(t)² q_start. This last quantity is what
-        is computed: it keeps its relative accuracy where dA_t is tiny, which q_t - s_t would not.
+        and, solved, dA_t² q_{t-1} = Σ_{r<t} decay(t, r)² s_r + decay_from_start(t)² q_start. This last quantity is
+        what is computed: it keeps its relative accuracy where dA_t is tiny, which q_t - s_t would not.
         """
         x = self.x.transpose(1, 2)  # [B, H, T, P]
         weights = (x @ x.transpose(-1, -2)).mul_(self.decay)
@@ -193,7 +211,7 @@ class _Chunk:
         before.clamp_(min=0)
         squares = self.C.square().unsqueeze(2)
         if "state_energy" in sums:
-            energy = self._by_group(source.add_(before).clamp_(min=0)) * squares
+            energy = self._by_group(source.add_(before).clamp_(min=0)).mul_(squares)
             sums["state_energy"] += energy.flatten(1, 2).sum((0, 2))
         if "decay_error" in sums:
             error = self._by_group(before).mul_(squares)
