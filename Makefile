@@ -15,7 +15,7 @@ WORKERS ?= 2
 # Handed on as they are: make test ARGS="-m slow -k wanda", make demo ARGS=--help.
 ARGS ?=
 
-SOURCES := optimum_ssm tests examples setup.py
+SOURCES := optimum_ssm tests examples docs setup.py
 BASE := $(VENV)/.stamp-base
 DEV := $(VENV)/.stamp-dev
 OLDEST := $(VENV_OLDEST)/.stamp
@@ -46,9 +46,10 @@ test-slow: $(DEV)  ## the slow tests alone
 test-oldest: $(OLDEST)  ## the tests on the oldest supported libraries
 	$(VENV_OLDEST)/bin/python $(PYTEST) $(ARGS)
 
-quality: $(DEV)  ## check style and formatting, change nothing
+quality: $(DEV)  ## check style, formatting and generated pages, change nothing
 	$(VENV)/bin/ruff check $(SOURCES)
 	$(VENV)/bin/ruff format --check $(SOURCES)
+	$(VENV)/bin/python docs/generate.py --check
 
 style: $(DEV)  ## fix style and formatting in place
 	$(VENV)/bin/ruff check --fix $(SOURCES)
@@ -57,6 +58,7 @@ style: $(DEV)  ## fix style and formatting in place
 # MDX with every [[autodoc]] resolved and the table of contents checked. HTML needs node and doc-builder's site template,
 # which is not in its package but fetched from its repository: make docs ARGS=--html does that where the network allows.
 docs: $(DEV)  ## build the documentation into docs/build
+	$(VENV)/bin/python docs/generate.py
 	$(VENV)/bin/doc-builder build optimum_ssm docs/source --build_dir docs/build --clean \
 		--version_tag_suffix "" --repo_name optimum-ssm $(ARGS)
 

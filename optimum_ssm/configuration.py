@@ -44,7 +44,7 @@ class SSMPrunerConfig:
         ```
     """
 
-    method: str = _option("sparsessm", "what scores the weights; `optimum-cli ssm methods` lists them")
+    method: str = _option("sparsessm", "what scores the weights")
     sparsity: float | None = _option(None, "share of the selected weights to remove, in [0, 1); left out with N:M")
     pattern: str = _option("unstructured", "'unstructured' or 'N:M' such as '2:4' (N kept of M consecutive inputs)")
     targets: list[str] | None = _option(None, "weights to prune: names, globs or 're:…'; default: the method's own")

@@ -11,17 +11,22 @@ from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, BooleanOptiona
 from typing import Any
 
 
-def add_flags(parser: ArgumentParser, config: type) -> None:
+def add_flags(parser: ArgumentParser, config: type, names: dict[str, list[str]]) -> None:
     """Add one flag per field of the dataclass `config`; what the user leaves out stays out of the namespace.
 
     Lists take several values, dicts `key=value` pairs whose values are read as YAML, booleans `--x` and `--no-x`.
+
+    Args:
+        parser (`ArgumentParser`): where to add the flags.
+        config (`type`): the dataclass; every field's metadata has `help` and may have `choices`.
+        names (`dict[str, list[str]]`): for fields that name registry entries, the names to show in the help.
     """
     group = parser.add_argument_group(f"pruning ({config.__name__})")
     hints = typing.get_type_hints(config)
     for field in dataclasses.fields(config):
         kind = _plain(hints[field.name])
         origin = typing.get_origin(kind) or kind
-        options: dict[str, Any] = {"dest": field.name, "default": SUPPRESS, "help": _help(field)}
+        options: dict[str, Any] = {"dest": field.name, "default": SUPPRESS, "help": _help(field, names)}
         if origin is bool:
             options["action"] = BooleanOptionalAction
         elif origin is list:
@@ -53,8 +58,10 @@ def _plain(kind: Any) -> Any:
     return kind
 
 
-def _help(field: dataclasses.Field) -> str:
+def _help(field: dataclasses.Field, names: dict[str, list[str]]) -> str:
     text = field.metadata["help"].replace("%", "%%")
+    if field.name in names:
+        text += f"; one of: {', '.join(names[field.name])}"
     if field.default is dataclasses.MISSING or field.default is None or "default" in text:
         return text
     return f"{text} (default: {field.default})"

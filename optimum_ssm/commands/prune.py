@@ -9,6 +9,8 @@ from pathlib import Path
 
 from ..configuration import SSMPrunerConfig, parse_recipe
 from ..errors import ConfigurationError
+from ..methods import METHODS
+from ..sparsity.allocations import ALLOCATIONS
 from .base import SSMLeafCommand, add_loading_flags, add_perplexity_flags, loading_kwargs, perplexity_kwargs
 from .flags import add_flags, given
 
@@ -26,7 +28,7 @@ class PruneCommand(SSMLeafCommand):
         parser.add_argument("--evaluate", metavar="DATASET", help="measure perplexity before and after on this text")
         parser.add_argument("--push-to-hub", metavar="REPO_ID", help="also upload the result, card included")
         parser.add_argument("--private", action="store_true", default=None, help="make the new repository private")
-        add_flags(parser, SSMPrunerConfig)
+        add_flags(parser, SSMPrunerConfig, {"method": METHODS.names(), "allocation": ALLOCATIONS.names()})
         add_perplexity_flags(parser)
         add_loading_flags(parser)
 

@@ -286,8 +286,7 @@ class _SliceSums:
 
 
 def _time_first(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """`rows` [b, I, steps], usually a window of [b, I, L], as [steps, b, I] with contiguous channels. It may be a view:
-    read only."""
+    """`rows` [b, I, steps], usually a window of [b, I, L], as [steps, b, I] with contiguous channels: maybe a view."""
     turned = rows.permute(2, 0, 1)
     if turned.stride(2) == 1:
         return turned.to(dtype)

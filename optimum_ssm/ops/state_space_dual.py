@@ -155,15 +155,16 @@ def _time_step(
 
 
 class _Chunk:
-    """T time steps of every sequence and head. `heads` H = G·E: E heads of a group read the same B and C, so products
-    with B and C run over E·P or E·T rows at once instead of on copies of B and C for every head."""
+    """T time steps of every sequence and head. The E = H / G heads of a group read the same B and C, so products with
+    them run over E·P or E·T rows at once instead of on copies of B and C for every head."""
 
     def __init__(self, x: torch.Tensor, dt: torch.Tensor, A: torch.Tensor, B: torch.Tensor, C: torch.Tensor) -> None:
-        self.raw = x
+        # The inputs usually are views of a [B, channels, L] convolution output, whose rows run along time.
+        self.raw = x.contiguous()
         self.batch, self.steps, self.heads, self.head_dim = x.shape
         self.groups, self.state_size = B.shape[2:]
-        self.x = x * dt.unsqueeze(-1)  # [B, T, H, P]
-        self.B, self.C = B.transpose(1, 2), C.transpose(1, 2)  # [B, G, T, N]
+        self.x = self.raw * dt.unsqueeze(-1)  # [B, T, H, P]
+        self.B, self.C = B.transpose(1, 2).contiguous(), C.transpose(1, 2).contiguous()  # [B, G, T, N]
         log_decay = (dt * A.to(dt.dtype)).clamp_(min=_MIN_LOG_DECAY).transpose(1, 2)
         # Differences of cumulative sums cancel: float64 keeps them exact enough, at the cost of H numbers per token.
         total = log_decay.double().cumsum(-1)  # [B, H, T]

@@ -1,0 +1,196 @@
+# Copyright 2026 The optimum_ssm authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+"""Writes the pages that follow from the registries: one per method, the allocations, the command line, the contents.
+
+python docs/generate.py            # write
+python docs/generate.py --check    # fail if a page on disk is not what would be written
+"""
+
+import contextlib
+import dataclasses
+import inspect
+import io
+import sys
+import textwrap
+from argparse import ArgumentParser, HelpFormatter
+from pathlib import Path
+
+from optimum_ssm.commands.ssm import SSMCommand
+from optimum_ssm.configuration import SSMPrunerConfig
+from optimum_ssm.methods import METHODS
+from optimum_ssm.methods.base import KINDS
+from optimum_ssm.report import table
+from optimum_ssm.sparsity.allocations import ALLOCATIONS
+
+
+SOURCE = Path(__file__).parent / "source"
+NOTICE = (
+    "<!-- Copyright 2026 The optimum_ssm authors. All rights reserved. SPDX-License-Identifier: Apache-2.0 -->\n"
+    "<!-- Written by docs/generate.py from the code: edit that, not this. -->\n"
+)
+CONTENTS = """\
+# Copyright 2026 The optimum_ssm authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+# Written by docs/generate.py: edit that, not this.
+- title: Start
+  sections:
+    - {local: index, title: optimum_ssm}
+    - {local: installation, title: Installation}
+    - {local: quicktour, title: Quick tour}
+- title: Understand
+  sections:
+    - {local: concepts, title: "What sparsity buys, and what it does not"}
+    - {local: calibration, title: Calibration}
+    - {local: results, title: Results and costs}
+    - {local: architecture, title: Architecture}
+- title: Look up
+  sections:
+    - {local: configuration, title: Configuration}
+    - {local: cli, title: Command line}
+    - local: methods/index
+      title: Methods
+      sections:
+METHODS
+    - {local: allocations, title: Allocations}
+    - {local: api, title: API reference}
+"""
+
+
+def pages() -> dict[str, str]:
+    """File name below docs/source to text."""
+    found = {f"methods/{name}.mdx": method_page(name, method) for name, method in METHODS.items()}
+    entries = "\n".join(f"        - {{local: methods/{name}, title: {name}}}" for name in METHODS.names())
+    found["_toctree.yml"] = CONTENTS.replace("METHODS", entries)
+    found["methods/index.mdx"] = methods_page()
+    found["allocations.mdx"] = allocations_page()
+    found["configuration.mdx"] = configuration_page()
+    found["cli.mdx"] = cli_page()
+    return found
+
+
+def method_page(name: str, method: type) -> str:
+    """Facts, docstring and parameters of one method."""
+    kinds = [kind for kind in KINDS if kind in method.kinds]
+    facts = [
+        ("source", method.source),
+        ("prunes", ", ".join(f"`{kind}`" for kind in kinds)),
+        ("default targets", ", ".join(f"`{target}`" for target in method.default_targets)),
+        ("default scope", f"`{method.default_scope}`"),
+        ("default allocation", f"`{method.default_allocation}`"),
+        ("statistics", "; ".join(f"{kind}: {', '.join(method().statistics(kind)) or 'none'}" for kind in kinds)),
+        ("changes kept weights", "yes" if method.updates_weights else "no"),
+    ]
+    lines = [NOTICE, f"# {name}", "", sentence(method.summary), "", *table(("", ""), facts), ""]
+    lines += [
+        docstring(method),
+        "",
+        "```python",
+        f'SSMPrunerConfig(method="{name}", sparsity=0.5{example(method)})',
+        "```",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def example(method: type) -> str:
+    """The method's own parameters with their defaults, as they are written in a config."""
+    own = {field.name: field.default for field in dataclasses.fields(method)}
+    return f", method_kwargs={own!r}" if own else ""
+
+
+def methods_page() -> str:
+    """The table of all methods."""
+    rows = [
+        (f"[`{name}`]({name})", method.summary, ", ".join(method.kinds), "yes" if method.updates_weights else "no")
+        for name, method in METHODS.items()
+    ]
+    head = ("method", "scores by", "kinds of weight", "updates kept weights")
+    intro = (
+        "A method gets a weight and statistics of its input and gives back scores, higher meaning keep, or a reconstructed\n"
+        "weight. Kinds of weight: `linear`, `conv` (the depthwise convolution) and `a_log` (the decay rates)."
+    )
+    return "\n".join([NOTICE, "# Methods", "", intro, "", *table(head, rows)]) + "\n"
+
+
+def allocations_page() -> str:
+    """All allocations with their parameters."""
+    lines = [
+        NOTICE,
+        "# Allocations",
+        "",
+        "How the budget is spread over weights and blocks. The total is met exactly.",
+    ]
+    for name, entry in ALLOCATIONS.items():
+        lines += ["", f"## {name}", "", f"{sentence(entry.summary)} Source: {entry.source}.", "", docstring(entry)]
+    return "\n".join(lines) + "\n"
+
+
+def configuration_page() -> str:
+    """The fields of the config."""
+    rows = []
+    for field in dataclasses.fields(SSMPrunerConfig):
+        default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
+        rows.append((f"`{field.name}`", f"`{default!r}`", field.metadata["help"].replace("|", "\\|")))
+    intro = (
+        "The fields are also the flags of `ssm prune` and the keys of a recipe. A name that does not exist, a value of the wrong\n"
+        "type or out of range, and two fields that contradict each other are refused with a message that says what is allowed."
+    )
+    lines = [NOTICE, "# Configuration", "", intro, "", *table(("field", "default", "meaning"), rows)]
+    return "\n".join([*lines, "", "[[autodoc]] SSMPrunerConfig"]) + "\n"
+
+
+def cli_page() -> str:
+    """The help of every command."""
+    intro = (
+        "`optimum-cli ssm …`, `optimum-ssm …` and `python -m optimum_ssm …` are the same commands. An error is one line on stderr\n"
+        "and exit code 1."
+    )
+    lines = [NOTICE, "# Command line", "", intro]
+    for info in SSMCommand.SUBCOMMANDS:
+        parser = ArgumentParser(f"optimum-cli ssm {info.name}", formatter_class=_Wide)
+        info.subcommand_class.parse_args(parser)
+        text = io.StringIO()
+        with contextlib.redirect_stdout(text):
+            parser.print_help()
+        lines += ["", f"## ssm {info.name}", "", info.help, "", "```text", text.getvalue().rstrip(), "```"]
+    return "\n".join(lines) + "\n"
+
+
+class _Wide(HelpFormatter):
+    """Help at a fixed width, so that the page does not depend on the terminal."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, width=110, max_help_position=32)
+
+
+def docstring(entry: type) -> str:
+    """The docstring with its `Args:` as a list."""
+    text, separator, arguments = inspect.getdoc(entry).partition("\nArgs:\n")
+    if not separator:
+        return text.strip()
+    lines = textwrap.dedent(arguments).splitlines()
+    items = [f"  {line.strip()}" if line.startswith(" ") else f"- {line}" for line in lines]
+    return "\n".join([text.strip(), "", "Parameters:", "", *items])
+
+
+def sentence(text: str) -> str:
+    """Capitalised, with a full stop."""
+    return f"{text[0].upper()}{text[1:]}."
+
+
+if __name__ == "__main__":
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a page is out of date")
+    check = parser.parse_args().check
+    known = set(pages())
+    strays = [path for path in (SOURCE / "methods").glob("*.mdx") if f"methods/{path.name}" not in known]
+    stale = [
+        name for name, text in pages().items() if not (SOURCE / name).is_file() or (SOURCE / name).read_text() != text
+    ]
+    if check and (stale or strays):
+        sys.exit(f"out of date, run python docs/generate.py: {', '.join([*stale, *(path.name for path in strays)])}")
+    for stray in strays:
+        stray.unlink()
+    for name in stale:
+        (SOURCE / name).parent.mkdir(parents=True, exist_ok=True)
+        (SOURCE / name).write_text(pages()[name], encoding="utf-8")
+        print(f"wrote {name}")
