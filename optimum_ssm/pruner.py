@@ -10,8 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub import CommitOperationAdd, HfApi
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import logging
@@ -23,10 +22,9 @@ from .configuration import SSMPrunerConfig, parse_recipe
 from .errors import CheckpointError, ConfigurationError
 from .evaluation.perplexity import measure_perplexity
 from .families import family_of
-from .hub.checkpoint import LOCATION, load_model, load_settings, load_tokenizer, save
-from .hub.model_card import is_hub_id
+from .hub.checkpoint import LOCATION, load_license, load_model, load_settings, load_tokenizer, save
 from .report import PruningReport
-from .report_rows import masks_from_weights, model_report, record_pass
+from .report_rows import masks_from_weights, model_report, origin, record_pass
 
 
 logger = logging.get_logger(__name__)
@@ -66,6 +64,7 @@ class SSMPruner:
         self.masks: dict[str, Tensor] = {}
         self.license: str | None = None
         self._done: list[SSMPrunerConfig] = []
+        self._unfinished: str | None = None
 
     @classmethod
     def from_pretrained(
@@ -97,12 +96,12 @@ class SSMPruner:
         if tokenizer is None:
             tokenizer = load_tokenizer(source, raw, **location)
         pruner = cls(model, tokenizer, recipe)
-        pruner.report.model = source
+        pruner.report.model = origin(source)
         settings = load_settings(source, **location)
         if settings is not None:
             pruner._done, pruner.report = settings
             pruner.masks = masks_from_weights(model, pruner.family, pruner.report, pruner._done)
-        pruner.license = _license_of(source, location)
+        pruner.license = load_license(source, **location)
         return pruner
 
     def prune(self, pruning_config: Any = None) -> PruningReport:
@@ -117,7 +116,9 @@ class SSMPruner:
         Raises:
             ConfigurationError: nothing says what to prune, or a pass does not fit the model.
             CalibrationError: the calibration text or its activations cannot be used.
+            CheckpointError: the last call ended with an exception after weights may have changed.
         """
+        self._check_finished()
         recipe = parse_recipe(pruning_config) if pruning_config is not None else self.pruning_config
         if recipe is None:
             raise ConfigurationError("nothing to prune by: pass an SSMPrunerConfig to prune() or to the constructor")
@@ -130,7 +131,9 @@ class SSMPruner:
             logger.info(f"{config.method}: {len(plan.tasks)} weights matched")
             ids = calibration_blocks(config, self.tokenizer, vocabulary) if plan.needs_text else None
             blocks: list = []
-            run_pass(self.model, self.family, plan, ids, blocks.append)
+            self._unfinished = config.method
+            run_pass(self.model, self.family, plan, ids, blocks.append, self.masks)
+            self._unfinished = None
             seconds = time.perf_counter() - start
             record_pass(self.report, self.masks, plan, blocks, 0 if ids is None else ids.numel(), seconds)
             self._done.append(config)
@@ -162,8 +165,9 @@ class SSMPruner:
             **kwargs: passed to the model's `save_pretrained`, such as `max_shard_size`.
 
         Raises:
-            CheckpointError: the directory is not empty or cannot be written.
+            CheckpointError: the directory is not empty or cannot be written, or the last `prune()` ended half way.
         """
+        self._check_finished()
         save(
             save_directory,
             self.model,
@@ -220,20 +224,12 @@ class SSMPruner:
                     create_pr=create_pr,
                     commit_message=commit_message,
                 )
-            except (HfHubHTTPError, OSError, ValueError) as error:
+            except Exception as error:  # also those of the HTTP client, which huggingface_hub has changed before
                 raise CheckpointError(f"cannot push to {repo_id}: {' '.join(str(error).split())}") from error
         return done.pr_url or done.commit_url
 
-
-def _license_of(source: str, location: dict[str, Any]) -> str | None:
-    """The licence that the base model's card names; `None` where there is no card to ask."""
-    card = Path(source) / "README.md"
-    if not card.is_file() and not is_hub_id(source):
-        return None
-    try:
-        token = location.get("token")
-        loaded = ModelCard.load(card if card.is_file() else source, token=token if isinstance(token, str) else None)
-        return loaded.data.license
-    except (OSError, HfHubHTTPError, ValueError) as error:
-        logger.info(f"no licence found for {source}: {error}")
-        return None
+    def _check_finished(self) -> None:
+        if self._unfinished is not None:
+            raise CheckpointError(
+                f"the pass {self._unfinished!r} ended half way: the weights no longer match the report. Load the model again"
+            )

@@ -129,7 +129,8 @@ class PruningReport:
         for name, (elements, pruned, reasons, segments) in sorted(totals.items(), key=lambda item: -item[1][0]):
             table.append((name, elements, pruned, "; ".join(reasons)))
             if pruned:
-                table += [(f"{name}.{part}", count, gone, "") for part, (count, gone) in segments.items()]
+                parts = segments.items()
+                table += [(f"{name}.{part}", count, gone, f"part of {name}") for part, (count, gone) in parts]
         return table
 
     def to_markdown(self) -> str:
@@ -155,7 +156,7 @@ class PruningReport:
             for name, elements, pruned, reason in self.components()
         ]
         total = _percent(self.pruned, self.parameters)
-        body.append(("whole model", f"{self.parameters:,}", f"{self.pruned:,}", total, total, ""))
+        body.append(("whole model", f"{self.parameters:,}", f"{self.pruned:,}", total, total, "-"))
         head = ("component", "entries", "removed", "of component", "of model", "kept because")
         lines += table(head, body, right=(1, 2, 3, 4))
         lines += ["", *self._facts()]
@@ -204,10 +205,17 @@ class PruningReport:
             raise CheckpointError(f"the pruning report cannot be read: {error}") from error
 
     def plot(self, path: str | os.PathLike) -> None:
-        """Draw removed shares (component by block) and the blocks' output errors into an image file."""
+        """Draw removed shares (component by block) and the blocks' output errors into an image file.
+
+        Raises:
+            CheckpointError: the file cannot be written, or its suffix names no image format.
+        """
         from .report_plot import draw  # matplotlib is slow to import
 
-        draw(self, path)
+        try:
+            draw(self, path)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"cannot draw {os.fspath(path)}: {' '.join(str(error).split())}") from error
 
 
 def table(head: Iterable[str], body: Iterable[Iterable[str]], right: tuple[int, ...] = ()) -> list[str]:

@@ -33,9 +33,8 @@ def draw(report: PruningReport, path: str | os.PathLike) -> None:
     axes = figure.subplots(len(ratios), 1, squeeze=False, gridspec_kw={"height_ratios": ratios})[:, 0]
     image = axes[0].imshow(shares, aspect="auto", cmap="viridis", vmin=0, vmax=100, interpolation="nearest")
     axes[0].set_yticks(range(len(touched)), touched)
-    axes[0].set_title(
-        f"{os.path.basename(report.model)}: {100 * report.sparsity:.2f} % of all parameters removed", fontsize=10
-    )
+    name = os.path.basename(report.model.rstrip("/"))
+    axes[0].set_title(f"{name}: {100 * report.sparsity:.2f} % of all parameters removed", fontsize=10)
     figure.colorbar(image, ax=list(axes), label="removed, % of the component", fraction=0.04, pad=0.02)
     for number, series in enumerate(errors, start=1):
         points = [math.nan if error is None else error for error in series]

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -37,13 +39,18 @@ def model_report(model: PreTrainedModel, family: Family) -> PruningReport:
     states = [family.state_elements(block) for _, block in blocks]
     itemsize = next(model.parameters()).element_size()
     return PruningReport(
-        model=model.config.name_or_path or type(model).__name__,
+        model=origin(model.config.name_or_path or type(model).__name__),
         model_type=model.config.model_type,
         dtype_bytes=itemsize,
         recurrent_state_bytes=4 * sum(recurrent for recurrent, _ in states),
         conv_state_bytes=itemsize * sum(conv for _, conv in states),
         rows=rows,
     )
+
+
+def origin(source: str) -> str:
+    """A Hub id as it is, a directory as a path that also elsewhere cannot be taken for a Hub id."""
+    return os.path.join(".", os.path.normpath(source)) if os.path.isdir(source) else source
 
 
 def record_pass(
@@ -71,12 +78,15 @@ def record_pass(
         mask[target.rows] |= outcome.mask
         set_removed(row, mask, target)
         row.reason = HIGHER_SCORES
+        if untouched := [name for name, (_, gone) in row.segments.items() if target.segment is not None and not gone]:
+            row.reason += f"; {', '.join(untouched)} not among the targets"
         row.error = outcome.error
         if row.methods[-1:] != [plan.config.method]:
             row.methods.append(plan.config.method)
     for label, reason in plan.unfit.items():
         for row in report.rows:
-            if label in (row.name, row.name.removesuffix(".weight")) and not row.pruned:
+            stem = row.name.removesuffix(".weight")
+            if (label == stem or label.startswith(f"{stem}.")) and not row.pruned:
                 row.reason = reason
     report.passes.append(Pass(plan.config.to_dict(), seconds, tokens, [block.error for block in blocks]))
 

@@ -78,13 +78,17 @@ class Activations:
 def inference_state(model: nn.Module) -> Iterator[None]:
     """eval mode, no gradients, no TF32; everything is as it was at exit, also after an exception."""
     modes = {module: module.training for module in model.modules()}
-    tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    # Not by `allow_tf32`, which raises when the user has used these newer switches anywhere.
+    switches = torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn
+    precisions = [switch.fp32_precision for switch in switches]
     model.eval()
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    for switch in switches:
+        switch.fp32_precision = "ieee"
     try:
         with torch.no_grad():
             yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
+        for switch, precision in zip(switches, precisions):
+            switch.fp32_precision = precision
         for module, training in modes.items():
             module.training = training

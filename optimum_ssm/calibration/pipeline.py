@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..errors import CalibrationError
 from ..families.base import Family
 from ..families.matching import Target
+from ..methods.base import output_error
 from ..sparsity.allocations.base import Evidence
 from .activations import Activations, inference_state
 from .plan import Plan, Task
@@ -52,7 +53,12 @@ class BlockOutcome:
 
 
 def run_pass(
-    model: nn.Module, family: Family, plan: Plan, ids: Tensor | None, on_block: Callable[[BlockOutcome], None]
+    model: nn.Module,
+    family: Family,
+    plan: Plan,
+    ids: Tensor | None,
+    on_block: Callable[[BlockOutcome], None],
+    removed: Mapping[str, Tensor],
 ) -> None:
     """Prune `model` in place as `plan` says.
 
@@ -63,13 +69,15 @@ def run_pass(
         plan (`Plan`): from `make_plan`.
         ids (`Tensor`, *optional*): calibration blocks, (samples, seq_len); `None` only if the plan needs no text.
         on_block (`Callable`): called after every block.
+        removed (`Mapping[str, Tensor]`): parameter name to bool mask of what earlier passes removed. It stays removed,
+            also where the method updates weights.
 
     Raises:
         CalibrationError: statistics or activations are not usable; the weight or the block is named.
     """
     with inference_state(model), replaced_scan(family, model) as seam:
         counts = _planned_counts(model, family, plan, seam, ids)
-        _execute(model, family, plan, seam, ids, counts, on_block)
+        _execute(model, family, plan, seam, ids, counts, on_block, removed)
 
 
 def _by_block(plan: Plan) -> dict[int, list[Task]]:
@@ -97,7 +105,7 @@ def _planned_counts(
                 with statistics.watching() if needs else nullcontext():
                     outputs = stream.through(block, name)
             evidence = [_evidence(plan, task, model, statistics, stream) for task in wanted]
-            for entry, summary in zip(wanted, plan.allocation.summarise(evidence)):
+            for entry, summary in zip(wanted, plan.allocation.summarise(evidence, plan.config.sparsity)):
                 summaries[entry.target] = summary
             if stream is not None:
                 stream.advance(outputs)
@@ -126,6 +134,7 @@ def _execute(
     ids: Tensor | None,
     counts: dict[Target, int],
     on_block: Callable[[BlockOutcome], None],
+    removed: Mapping[str, Tensor],
 ) -> None:
     tasks = _by_block(plan)
     blocks = family.blocks(model)
@@ -141,7 +150,8 @@ def _execute(
                 dense = stream.through(block, name)
         tokens = stream.tokens if stream else 0
         outcomes = [
-            _prune(plan, task, model, statistics, tokens, counts[task.target]) for task in tasks.get(index, [])
+            _prune(plan, task, model, statistics, tokens, counts[task.target], removed)
+            for task in tasks.get(index, [])
         ]
         error = None
         if stream is not None:
@@ -152,7 +162,15 @@ def _execute(
         on_block(BlockOutcome(index, outcomes, error, time.perf_counter() - start))
 
 
-def _prune(plan: Plan, task: Task, model: nn.Module, statistics: BlockStatistics, tokens: int, count: int) -> Outcome:
+def _prune(
+    plan: Plan,
+    task: Task,
+    model: nn.Module,
+    statistics: BlockStatistics,
+    tokens: int,
+    count: int,
+    removed: Mapping[str, Tensor],
+) -> Outcome:
     target, kind = task.target, task.target.weight.kind
     values = _rows_of(statistics.of(target.weight, target.label, tokens), target)
     before = _read(model, target)
@@ -164,10 +182,13 @@ def _prune(plan: Plan, task: Task, model: nn.Module, statistics: BlockStatistics
     if kind == "a_log" and plan.config.a_log_fill == "memoryless":
         fill = plan.config.memoryless_value
     parameter = model.get_parameter(target.parameter)
+    if target.parameter in removed:
+        earlier = removed[target.parameter][target.rows].to(mask.device).reshape(mask.shape)
+        after = torch.where(earlier, before, after)  # a method may have moved errors into an entry that is gone
     after = after.to(parameter.dtype).masked_fill(mask, fill)
     parameter[target.rows] = after.reshape(parameter[target.rows].shape)
     shape = parameter[target.rows].shape
-    return Outcome(target, mask.reshape(shape).cpu(), _output_error(before, after.float(), values))
+    return Outcome(target, mask.reshape(shape).cpu(), output_error(before, after.float(), values))
 
 
 def _read(model: nn.Module, target: Target) -> Tensor:
@@ -183,18 +204,6 @@ def _rows_of(values: dict[str, Tensor], target: Target) -> dict[str, Tensor]:
     if target.weight.kind != "conv":
         return values
     return {name: value[target.rows] for name, value in values.items()}
-
-
-def _output_error(before: Tensor, after: Tensor, values: dict[str, Tensor]) -> float | None:
-    if "gram" in values:
-        gram = values["gram"]
-        lost, whole = ((w @ gram * w).sum(dtype=torch.float64) for w in (before - after, before))
-    elif "conv_gram" in values:
-        gram = values["conv_gram"]
-        lost, whole = (torch.einsum("ck,ckj,cj->", w, gram, w) for w in (before - after, before))
-    else:
-        return None
-    return float(lost / whole) if whole > 0 else 0.0
 
 
 def _progress(blocks: list, text: str) -> Any:

@@ -11,7 +11,7 @@ from ..families import family_of
 from ..families.matching import declared_targets
 from ..hub.checkpoint import LOCATION, load_model, load_settings
 from ..report import PruningReport
-from ..report_rows import masks_from_weights, model_report, set_removed
+from ..report_rows import masks_from_weights, model_report, origin, set_removed
 
 
 def inspect_checkpoint(source: str | os.PathLike, **kwargs: Any) -> PruningReport:
@@ -32,7 +32,7 @@ def inspect_checkpoint(source: str | os.PathLike, **kwargs: Any) -> PruningRepor
     model, _ = load_model(source, **kwargs)
     family = family_of(model)
     report = model_report(model, family)
-    report.model = os.fspath(source)
+    report.model = origin(os.fspath(source))
     settings = load_settings(source, **{name: kwargs[name] for name in LOCATION if name in kwargs})
     recipe, made = settings if settings is not None else ([], None)
     masks = masks_from_weights(model, family, made, recipe)

@@ -119,8 +119,11 @@ def measure_perplexity(
     vocabulary = model.get_input_embeddings().weight.shape[0]
     if len(ids) < window:
         raise CalibrationError(f"the text has {len(ids)} tokens, fewer than one window of {window}")
-    if int(ids.min()) < 0 or int(ids.max()) >= vocabulary:
-        raise CalibrationError(f"token id {int(ids.max())} lies outside the model's vocabulary of {vocabulary}")
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= vocabulary:
+        raise CalibrationError(
+            f"token id {low if low < 0 else high} lies outside the model's vocabulary of {vocabulary}"
+        )
     windows = ids.unfold(0, window, stride)[:max_windows]
     total, tokens = _negative_log_likelihood(model, windows, stride, batch_size)
     if not math.isfinite(total):

@@ -9,7 +9,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+import yaml
+from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import cached_file, logging
 
@@ -43,18 +46,26 @@ def load_model(source: str | os.PathLike, **kwargs: Any) -> tuple[PreTrainedMode
         `tuple`: the model in eval mode and the raw `config.json`.
 
     Raises:
-        CheckpointError: the checkpoint is not found or cannot be read; one line that says why.
+        CheckpointError: the checkpoint is not found, cannot be read or lacks weights, or transformers does not know an
+            argument; one line that says why.
     """
     location = {name: kwargs[name] for name in LOCATION if name in kwargs}
     raw = read_json(source, "config.json", location)
     if raw is None:
-        raise CheckpointError(f"{source} has no config.json")
+        raise CheckpointError(
+            f"{source} has no config.json: neither a directory with a model nor known to the Hub's cache"
+        )
     try:
         if is_original_config(raw):
             return load_original(source, raw, **kwargs), raw
-        return AutoModelForCausalLM.from_pretrained(source, **kwargs), raw
-    except (OSError, ValueError, RuntimeError) as error:
+        model, info = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **kwargs)
+    except (OSError, ValueError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
         raise CheckpointError(f"{source} cannot be loaded: {_one_line(error)}") from error
+    if info["missing_keys"]:  # transformers draws them at random and only warns
+        raise CheckpointError(
+            f"{source} lacks weights of {type(model).__name__}: {', '.join(sorted(info['missing_keys']))}"
+        )
+    return model, raw
 
 
 def load_tokenizer(source: str | os.PathLike, raw_config: dict[str, Any], **location: Any) -> Any:
@@ -63,10 +74,14 @@ def load_tokenizer(source: str | os.PathLike, raw_config: dict[str, Any], **loca
     if is_original_config(raw_config):
         name, location = ORIGINAL_TOKENIZER, {k: v for k, v in location.items() if k not in ("revision", "subfolder")}
     try:
-        return AutoTokenizer.from_pretrained(name, **location)
+        tokenizer = AutoTokenizer.from_pretrained(name, **location)
+        if len(tokenizer) > len(tokenizer.all_special_ids):
+            return tokenizer
+        reason = "there are no tokenizer files"  # transformers makes one without a single word then
     except (OSError, ValueError, KeyError) as error:
-        logger.warning(f"no tokenizer for {source}: {_one_line(error)}. Pass tokenizer=… or calibrate on token ids")
-        return None
+        reason = _one_line(error)
+    logger.warning(f"no tokenizer for {source}: {reason}. Pass tokenizer=… or calibrate on token ids")
+    return None
 
 
 def read_json(source: str | os.PathLike, name: str, location: dict[str, Any]) -> dict[str, Any] | None:
@@ -75,20 +90,23 @@ def read_json(source: str | os.PathLike, name: str, location: dict[str, Any]) ->
     Raises:
         CheckpointError: the repository does not exist or cannot be reached, or the file is not JSON.
     """
-    if Path(source).is_dir():
-        path = Path(source) / name
-        path = path if path.is_file() else None
-    else:
-        try:
-            path = cached_file(source, name, _raise_exceptions_for_missing_entries=False, **location)
-        except (OSError, HfHubHTTPError) as error:
-            raise CheckpointError(f"{source} cannot be reached: {_one_line(error)}") from error
+    path = _find(source, name, location)
     if path is None:
         return None
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{name} of {source} cannot be read: {error}") from error
+
+
+def load_license(source: str | os.PathLike, **location: Any) -> str | None:
+    """The licence identifier that a model's card names; `None` without a card or with one that cannot be read."""
+    try:
+        card = _find(source, "README.md", location)
+        return ModelCard.load(card).data.license if card is not None else None
+    except (CheckpointError, OSError, ValueError, yaml.YAMLError) as error:
+        logger.info(f"no licence found for {source}: {_one_line(error)}")
+        return None
 
 
 def load_settings(source: str | os.PathLike, **location: Any) -> tuple[list[SSMPrunerConfig], PruningReport] | None:
@@ -149,6 +167,18 @@ def save(
         (new / REPORT_FILE).write_text(report.to_json() + "\n", encoding="utf-8")
         report.plot(new / PICTURE_FILE)
         write_card(new / "README.md", model, recipe, report, license, PICTURE_FILE)
+
+
+def _find(source: str | os.PathLike, name: str, location: dict[str, Any]) -> Path | None:
+    """A file of a Hub repository or directory; raises CheckpointError when the repository cannot be reached."""
+    if Path(source).is_dir():
+        path = Path(source) / name
+        return path if path.is_file() else None
+    try:
+        path = cached_file(source, name, _raise_exceptions_for_missing_entries=False, **location)
+    except (OSError, HfHubHTTPError) as error:
+        raise CheckpointError(f"{source} cannot be reached: {_one_line(error)}") from error
+    return Path(path) if path is not None else None
 
 
 def _one_line(error: BaseException) -> str:

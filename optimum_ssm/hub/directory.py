@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -61,14 +61,19 @@ def _replace(new: Path, target: Path) -> None:
         new.rename(target)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-    target.rename(old / target.name)
+    kept = old / target.name
     try:
-        new.rename(target)
+        target.rename(kept)
+        try:
+            new.rename(target)
+        except OSError:
+            kept.rename(target)
+            raise
     except OSError:
-        (old / target.name).rename(target)
+        with suppress(OSError):  # not empty where the old directory could not be put back: then it must stay
+            old.rmdir()
         raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _umask() -> int:

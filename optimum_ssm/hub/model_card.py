@@ -7,10 +7,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import torch
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from transformers import PreTrainedModel
 
+from ..calibration.data import FILE_BUILDERS
 from ..configuration import SSMPrunerConfig
 from ..report import PruningReport
 from ..version import __version__
@@ -46,8 +48,7 @@ def write_card(
         report=report,
         table=report.to_markdown(),
         passes=[config.to_dict() for config in recipe],
-        fills=sorted({config.a_log_fill for config in recipe}) if _prunes_a_log(report) else [],
-        memoryless_value=recipe[-1].memoryless_value if recipe else None,
+        fills=_fills(model, recipe, report),
         picture=picture,
         version=__version__,
     )
@@ -81,7 +82,7 @@ def card_metadata(
         datasets=[HUB_NAMES.get(name, name) for name in dict.fromkeys(used) if is_hub_id(HUB_NAMES.get(name, name))]
         or None,
         tags=tags,
-        model_name=os.path.basename(report.model) + " pruned" if results else None,
+        model_name=f"{os.path.basename(report.model.rstrip('/'))} pruned" if results else None,
         eval_results=results or None,
     )
 
@@ -90,9 +91,17 @@ HUB_NAMES = {"wikitext2": "Salesforce/wikitext", "wikitext103": "Salesforce/wiki
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a model or dataset name is a Hub id `owner/name`, not a path of this machine."""
-    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not os.path.exists(name)
+    """Whether a model or dataset name is a Hub id `owner/name`, not a path of this machine or another one."""
+    is_path = name.startswith((".", "/", "~")) or Path(name).suffix.lower() in FILE_BUILDERS or os.path.exists(name)
+    return name.count("/") == 1 and not is_path
 
 
-def _prunes_a_log(report: PruningReport) -> bool:
-    return any(row.component == "A_log" and row.pruned for row in report.rows)
+def _fills(model: PreTrainedModel, recipe: list[SSMPrunerConfig], report: PruningReport) -> dict[str, list[float]]:
+    """What removed entries of `A_log` hold, by name of the fill: passes may differ, and not every pass touches `A_log`."""
+    weights = [model.get_parameter(row.name) for row in report.rows if row.component == "A_log" and row.pruned]
+    found: dict[str, set[float]] = {}
+    for config in recipe if weights else ():
+        value = 0.0 if config.a_log_fill == "zero" else float(config.memoryless_value)
+        if any((weight == torch.tensor(value).to(weight)).any() for weight in weights):
+            found.setdefault(config.a_log_fill, set()).add(value)
+    return {name: sorted(values) for name, values in sorted(found.items())}

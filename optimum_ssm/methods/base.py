@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from ..sparsity.selection import Selection
@@ -75,3 +76,23 @@ class WeightMethod(ABC):
         """The pruned tensor and the mask of removed entries (`True` = pruned). Arguments as in `score`."""
         mask = selection.mask(self.score(weight, statistics, kind, selection))
         return weight.masked_fill(mask, 0), mask
+
+
+def output_error(before: Tensor, after: Tensor, statistics: Statistics) -> float | None:
+    """Relative squared error of a weight's output on its calibration inputs: tr((W-W') Q (W-W')ᵀ) / tr(W Q Wᵀ).
+
+    Args:
+        before, after (`Tensor`): W and W', (out, in), or (channels, taps) for a convolution; float32.
+        statistics (`Mapping[str, Tensor]`): with `gram` or `conv_gram`, not damped.
+
+    Returns:
+        `float`, or `None` where the statistics hold no Gram matrix; 0 where the output is zero anyway.
+    """
+    if "gram" in statistics:
+        lost, whole = (((w @ statistics["gram"]) * w).sum(dtype=torch.float64) for w in (before - after, before))
+    elif "conv_gram" in statistics:
+        gram = statistics["conv_gram"]
+        lost, whole = (torch.einsum("ck,ckj,cj->", w, gram, w) for w in (before - after, before))
+    else:
+        return None
+    return float(lost / whole) if whole > 0 else 0.0

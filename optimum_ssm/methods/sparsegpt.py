@@ -9,11 +9,15 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from transformers.utils import logging
 
 from ..errors import ConfigurationError
 from ..sparsity.selection import Selection, split_evenly
 from . import register_method
 from .base import Statistics, WeightMethod
+
+
+logger = logging.get_logger(__name__)
 
 
 @register_method("sparsegpt")
@@ -101,6 +105,11 @@ def inverse_factor(hessian: Tensor, percdamp: float) -> tuple[Tensor, Tensor]:
         if not info.any():
             upper, info = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
             if not info.any():
+                if attempt:
+                    logger.warning(
+                        f"a Hessian of {hessian.shape[-1]} inputs factors only with {10**attempt} times the damping "
+                        f"percdamp={percdamp:g}; more calibration text makes it better conditioned"
+                    )
                 return upper, dead
     raise ValueError(f"the Hessian does not factor, not even with {percdamp * 10**5:g} times its mean as damping")
 

@@ -213,3 +213,17 @@ def test_refuses_to_detach_in_silence():
         selective_scan(**inputs)
     with torch.no_grad():
         assert not selective_scan(**inputs).requires_grad
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_equals_cpu():
+    inputs = make_inputs(length=300, dtype=torch.float32)
+    expected_sums, sums = make_sums(length=300), make_sums(length=300)
+    sums = {name: total.cuda() for name, total in sums.items()}
+    expected = selective_scan(**inputs, sums=expected_sums)
+    y = selective_scan(**{k: v.cuda() if torch.is_tensor(v) else v for k, v in inputs.items()}, sums=sums)
+    torch.testing.assert_close(y.cpu(), expected, rtol=1e-4, atol=1e-5)
+    for name in sums:
+        torch.testing.assert_close(sums[name].cpu(), expected_sums[name], rtol=1e-4, atol=1e-6, msg=name)
+    with pytest.raises(ValueError, match="is on cpu: it must be on cuda"):
+        selective_scan(**{k: v.cuda() if torch.is_tensor(v) else v for k, v in inputs.items()}, sums=expected_sums)

@@ -232,3 +232,14 @@ def test_refuses_wrong_arguments():
         state_space_dual(**inputs)
     with torch.no_grad():
         assert not state_space_dual(**inputs).requires_grad
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_equals_cpu():
+    inputs = make_inputs(length=300, dtype=torch.float32)
+    expected_sums, sums = make_sums(), {name: total.cuda() for name, total in make_sums().items()}
+    expected = state_space_dual(**inputs, sums=expected_sums)
+    y = state_space_dual(**{k: v.cuda() if torch.is_tensor(v) else v for k, v in inputs.items()}, sums=sums)
+    torch.testing.assert_close(y.cpu(), expected, rtol=1e-4, atol=1e-4)
+    for name in sums:
+        torch.testing.assert_close(sums[name].cpu(), expected_sums[name], rtol=1e-4, atol=1e-6, msg=name)

@@ -74,8 +74,13 @@ class Allocation(ABC):
         """
         return None
 
-    def summarise(self, block: list[Evidence]) -> list[Any]:
-        """Reduce the evidence on the targets of one block to one summary each, in the same order."""
+    def summarise(self, block: list[Evidence], sparsity: float) -> list[Any]:
+        """Reduce the evidence on the targets of one block to one summary each, in the same order.
+
+        Args:
+            block (`list[Evidence]`): the targets of one block that `statistics` asked for.
+            sparsity (`float`): the budget that `ratios` will be asked for.
+        """
         return [None] * len(block)
 
     @abstractmethod

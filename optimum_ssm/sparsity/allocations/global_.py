@@ -30,7 +30,7 @@ class Global(Allocation):
     def statistics(self, kind: str, of_method: tuple[str, ...]) -> tuple[str, ...] | None:
         return of_method
 
-    def summarise(self, block: list[Evidence]) -> list[Any]:
+    def summarise(self, block: list[Evidence], sparsity: float) -> list[Any]:
         return [evidence.score().float().cpu() for evidence in block]
 
     def ratios(self, items: list[Item], summaries: list[Any], sparsity: float) -> list[float]:

@@ -42,7 +42,7 @@ class OWL(Allocation):
     def statistics(self, kind: str, of_method: tuple[str, ...]) -> tuple[str, ...] | None:
         return {"linear": ("col_energy",), "conv": ("conv_gram",)}.get(kind)
 
-    def summarise(self, block: list[Evidence]) -> list[Any]:
+    def summarise(self, block: list[Evidence], sparsity: float) -> list[Any]:
         scores = []
         for evidence in block:
             if evidence.item.kind == "linear":

@@ -49,7 +49,7 @@ class Sensitivity(Allocation):
     def statistics(self, kind: str, of_method: tuple[str, ...]) -> tuple[str, ...] | None:
         return ("col_energy",) if kind == "linear" else None
 
-    def summarise(self, block: list[Evidence]) -> list[Any]:
+    def summarise(self, block: list[Evidence], sparsity: float) -> list[Any]:
         return [self._measure(evidence) if evidence.item.kind == "linear" else None for evidence in block]
 
     def _measure(self, evidence: Evidence) -> float:
