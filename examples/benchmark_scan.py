@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import transformers
-from transformers import MambaConfig
+from transformers import MambaConfig, MambaModel
 from transformers.models.mamba import modeling_mamba
 
 from optimum_ssm.ops.selective_scan import SCAN_SUMS, allocate_sums, selective_scan
@@ -169,8 +169,9 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    config = MambaConfig(hidden_size=arguments.width, state_size=arguments.state_size, num_hidden_layers=1)
-    block = modeling_mamba.MambaBlock(config, layer_idx=0).eval()
+    size = {"hidden_size": arguments.width, "state_size": arguments.state_size, "num_hidden_layers": 1}
+    # Taken out of a model, because a block made alone keeps uninitialised memory in A_log and D.
+    block = MambaModel(MambaConfig(**size, vocab_size=32)).eval().layers[0]
     hidden_states = torch.randn(arguments.batch, arguments.tokens, arguments.width)
     with torch.no_grad():
         cases, difference = build_cases(block, hidden_states)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from .sparsity.pattern import Pattern
 
 SCOPES = ("row", "tensor", "global")
 A_LOG_FILLS = ("memoryless", "zero")
+RECONSTRUCTION_KEYS = ("lr", "batch_size")
 LARGEST_MEMORYLESS = 88.0  # exp of more than this is infinite in float32
 
 
@@ -70,6 +72,10 @@ class SSMPrunerConfig:
     batch_size: int = _option(8, "calibration blocks per forward pass")
     seed: int = _option(0, "seed of the calibration blocks and of methods that draw")
     sequential: bool = _option(True, "let the outputs of a pruned block feed the next one")
+    reconstruction_epochs: int = _option(0, "passes over the text that tune a block's kept weights after pruning it")
+    reconstruction_kwargs: dict = _option(
+        {}, "parameters of the block reconstruction, lr and batch_size, as key=value"
+    )
     method_kwargs: dict = _option({}, "the method's own parameters, as key=value")
     allocation_kwargs: dict = _option({}, "the allocation's own parameters, as key=value")
 
@@ -83,7 +89,7 @@ class SSMPrunerConfig:
         expected = {
             "method": str, "pattern": str, "exclude": list, "a_log_fill": str, "memoryless_value": (int, float),
             "text_column": str, "num_samples": int, "seq_len": int, "batch_size": int, "seed": int,
-            "sequential": bool, "method_kwargs": dict, "allocation_kwargs": dict,
+            "sequential": bool, "reconstruction_epochs": int, "reconstruction_kwargs": dict, "method_kwargs": dict, "allocation_kwargs": dict,
         }  # fmt: skip
         optional = {
             "sparsity": (int, float), "targets": list, "scope": str, "allocation": str, "dataset_name": str,
@@ -105,14 +111,20 @@ class SSMPrunerConfig:
                     raise ConfigurationError(f"{name} holds {value!r}; every entry must be a name, a glob or 're:…'")
 
     def _check_ranges(self) -> None:
-        for name, least in {"num_samples": 1, "seq_len": 2, "batch_size": 1, "seed": 0}.items():
+        for name, least in {
+            "num_samples": 1,
+            "seq_len": 2,
+            "batch_size": 1,
+            "seed": 0,
+            "reconstruction_epochs": 0,
+        }.items():
             if getattr(self, name) < least:
                 raise ConfigurationError(f"{name}={getattr(self, name)} must be at least {least}")
         if not 0 < self.memoryless_value <= LARGEST_MEMORYLESS:
             raise ConfigurationError(
                 f"memoryless_value={self.memoryless_value} must lie in (0, {LARGEST_MEMORYLESS:g}]: above it exp overflows"
             )
-        if self.dataset_split is not None and "test" in self.dataset_split.lower():
+        if self.dataset_split is not None and re.search(r"(?<![a-z])test", self.dataset_split.lower()):
             raise ConfigurationError(
                 f"dataset_split={self.dataset_split!r} is a test split; calibrate on 'train' or 'validation'"
             )
@@ -129,6 +141,9 @@ class SSMPrunerConfig:
         METHODS.build(self.method, self.method_kwargs, "method_kwargs")
         if self.allocation is not None:
             ALLOCATIONS.build(self.allocation, self.allocation_kwargs, "allocation_kwargs")
+        for key in self.reconstruction_kwargs:
+            if key not in RECONSTRUCTION_KEYS:
+                raise ConfigurationError(unknown("reconstruction_kwargs key", key, list(RECONSTRUCTION_KEYS)))
         if self.scope == "global" and self.allocation not in (None, "global"):
             raise ConfigurationError(
                 f"scope='global' compares all weights at once and so contradicts allocation={self.allocation!r}; "
@@ -191,6 +206,9 @@ class SSMPrunerConfig:
             loaded = json.loads(text) if str(path).endswith(".json") else yaml.safe_load(text)
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise ConfigurationError(f"recipe {path} cannot be read: {' '.join(str(error).split())}") from error
+        if isinstance(loaded, dict) and "passes" in loaded:
+            for key in loaded.keys() - {"passes"}:
+                raise ConfigurationError(f"recipe {path} holds {key!r} beside 'passes'; move it into each pass")
         passes = loaded.get("passes", [loaded]) if isinstance(loaded, dict) else loaded
         if not isinstance(passes, list) or not passes or not all(isinstance(entry, dict) for entry in passes):
             raise ConfigurationError(f"recipe {path} must hold one mapping or a non-empty list of mappings")

@@ -13,6 +13,8 @@ import dataclasses
 import difflib
 import importlib
 import pkgutil
+import types
+import typing
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
@@ -54,6 +56,9 @@ class Registry(Generic[T]):
             known = self._entries.get(name)
             if known is not None and _identity(known) != _identity(entry):
                 raise ConfigurationError(f"{self.kind} {name!r} is already registered by {_identity(known)}")
+            home = f"{self.package}.{self._modules().get(name)}"
+            if name in self._modules() and getattr(entry, "__module__", None) != home:  # which may not be imported yet
+                raise ConfigurationError(f"{self.kind} {name!r} is already registered by {home}")
             self._entries[name] = entry
             return entry
 
@@ -85,13 +90,21 @@ class Registry(Generic[T]):
             origin (`str`): the config field they come from, named in messages.
 
         Raises:
-            ConfigurationError: the name or a parameter does not exist, or the object refuses a value.
+            ConfigurationError: the name or a parameter does not exist, a value has the wrong type, or the object
+                refuses it.
         """
         entry = self.get(name)
         allowed = [f.name for f in dataclasses.fields(entry)]
-        for key in kwargs:
+        hints = typing.get_type_hints(entry)
+        for key, value in kwargs.items():
             if key not in allowed:
                 raise ConfigurationError(unknown(f"{origin} key of {self.kind} {name!r}:", key, allowed))
+            if not _has_type(value, hints[key]):
+                wanted = getattr(hints[key], "__name__", None) or str(hints[key])
+                raise ConfigurationError(
+                    f"{origin} {key}={value!r} of {self.kind} {name!r} must be of type {wanted}, "
+                    f"got {type(value).__name__}"
+                )
         return entry(**kwargs)
 
     def items(self) -> list[tuple[str, T]]:
@@ -109,6 +122,18 @@ def unknown(kind: str, name: Any, allowed: list[str]) -> str:
     near = difflib.get_close_matches(str(name), allowed, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"unknown {kind} {name!r}.{hint} Allowed: {', '.join(allowed) or 'none'}"
+
+
+def _has_type(value: Any, hint: Any) -> bool:
+    """Whether `value` is what a field's annotation says. An int may stand for a float, a bool for no number."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return any(_has_type(value, kind) for kind in typing.get_args(hint))
+    kind = typing.get_origin(hint) or hint
+    if kind is Any or not isinstance(kind, type):  # nor a Literal and the like: the object itself judges
+        return True
+    if isinstance(value, bool):
+        return issubclass(bool, kind) and kind is not int
+    return isinstance(value, (int, float) if kind is float else kind)
 
 
 def _identity(entry: Any) -> str:

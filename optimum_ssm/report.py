@@ -54,12 +54,22 @@ class Row:
 
 @dataclass
 class Pass:
-    """One pruning pass: its config, seconds, calibration tokens, and the relative output error of each block."""
+    """One pruning pass.
+
+    Args:
+        config (`dict`): its settings.
+        seconds (`float`): wall time.
+        tokens (`int`): calibration tokens.
+        block_errors (`list`): relative output error of each block on its own inputs, where there was calibration.
+        reconstruction (`list`): per block the relative distance from the dense model's output before and after its kept
+            weights were tuned; empty without reconstruction.
+    """
 
     config: dict[str, Any]
     seconds: float
     tokens: int
     block_errors: list[float | None]
+    reconstruction: list[list[float] | None] = field(default_factory=list)
 
 
 @dataclass
@@ -172,6 +182,12 @@ class PruningReport:
         if errors:
             facts.append(
                 f"Relative output error of a block: mean {sum(errors) / len(errors):.2e}, worst {max(errors):.2e}."
+            )
+        tuned = [pair for done in self.passes for pair in done.reconstruction if pair is not None]
+        if tuned:
+            before, after = (sum(pair[i] for pair in tuned) / len(tuned) for i in (0, 1))
+            facts.append(
+                f"Reconstruction brought the mean distance from the dense blocks from {before:.2e} to {after:.2e}."
             )
         for stage, found in self.perplexity.items():
             facts.append(f"Perplexity, {stage}: {found['perplexity']:.3f} ({found['protocol']}).")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .calibration.pipeline import BlockOutcome
+from .calibration.outcome import BlockOutcome
 from .calibration.plan import Plan
 from .configuration import SSMPrunerConfig
 from .families.base import Family
@@ -88,7 +88,10 @@ def record_pass(
             stem = row.name.removesuffix(".weight")
             if (label == stem or label.startswith(f"{stem}.")) and not row.pruned:
                 row.reason = reason
-    report.passes.append(Pass(plan.config.to_dict(), seconds, tokens, [block.error for block in blocks]))
+    tuned = [None if block.reconstruction is None else list(block.reconstruction) for block in blocks]
+    report.passes.append(
+        Pass(plan.config.to_dict(), seconds, tokens, [block.error for block in blocks], tuned if any(tuned) else [])
+    )
 
 
 def _component(name: str, target: Target | None) -> str:

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -48,20 +48,29 @@ class Activations:
         finally:
             handle.remove()
 
-    def through(self, block: nn.Module, name: str) -> list[Tensor]:
+    def through(self, block: nn.Module, name: str, hidden: list[Tensor] | None = None) -> list[Tensor]:
         """Outputs of `block` for every batch, (batch, seq_len, hidden) each; the inputs stay as they are.
+
+        Args:
+            block (`nn.Module`): the block.
+            name (`str`): its name for messages.
+            hidden (`list[Tensor]`, *optional*): other inputs than the stream's own, batch for batch.
 
         Raises:
             CalibrationError: an output is not finite; the block is named.
         """
         outputs = []
-        for hidden, (args, kwargs) in zip(self.hidden, self._calls):
-            output = block(hidden, *args, **kwargs)
-            output = output[0] if isinstance(output, tuple) else output
+        for x, (args, kwargs) in zip(self.hidden if hidden is None else hidden, self._calls):
+            output = _tensor(block(x, *args, **kwargs))
             if not output.isfinite().all():
                 raise CalibrationError(f"{name}: activations are not finite; load the model in a wider dtype")
             outputs.append(output)
         return outputs
+
+    def forward(self, block: nn.Module) -> Callable[[Tensor], Tensor]:
+        """The block as a function of its input alone, for any number of samples, with the arguments of the first batch."""
+        args, kwargs = self._calls[0]
+        return lambda x: _tensor(block(x, *args, **kwargs))
 
     def advance(self, outputs: list[Tensor]) -> None:
         """Take `outputs` as the inputs of the next block."""
@@ -72,6 +81,10 @@ class Activations:
         lost = sum(float((p.float() - d.float()).square().sum()) for p, d in zip(pruned, dense))
         whole = sum(float((d.float() - h.float()).square().sum()) for d, h in zip(dense, self.hidden))
         return lost / whole if whole else 0.0
+
+
+def _tensor(output: Tensor | tuple) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
 
 
 @contextmanager

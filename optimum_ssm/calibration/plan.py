@@ -20,6 +20,8 @@ from ..sparsity.allocations import ALLOCATIONS
 from ..sparsity.allocations.base import Allocation, Item
 from ..sparsity.pattern import Pattern
 from ..sparsity.selection import Selection
+from .gradients import GRADIENT_STATISTICS
+from .reconstruction import Reconstruction
 from .seam import AVAILABLE_SUMS
 
 
@@ -57,6 +59,7 @@ class Plan:
         scope (`str`): `"row"` or `"tensor"`.
         tasks (`list[Task]`): what will be pruned, in model order.
         unfit (`dict[str, str]`): labels of selected targets that the pattern does not fit, with the reason.
+        reconstruction (`Reconstruction`): how blocks are tuned after pruning; 0 epochs: not at all.
     """
 
     config: SSMPrunerConfig
@@ -66,6 +69,7 @@ class Plan:
     scope: str
     tasks: list[Task]
     unfit: dict[str, str]
+    reconstruction: Reconstruction
 
     def planning_statistics(self, task: Task) -> tuple[str, ...] | None:
         """Statistics that the allocation needs of a task before execution; `None` for none."""
@@ -79,7 +83,24 @@ class Plan:
     @property
     def needs_text(self) -> bool:
         """Whether any calibration text is needed at all."""
-        return any(task.statistics or self.planning_statistics(task) for task in self.tasks)
+        return self.reconstruction.epochs > 0 or any(
+            task.statistics or self.planning_statistics(task) for task in self.tasks
+        )
+
+    @property
+    def gradient_parameters(self) -> list[str]:
+        """Parameters of which the method or the allocation needs a statistic of the loss gradient."""
+        wanted = {}
+        for task in self.tasks:
+            names = (*task.statistics, *(self.planning_statistics(task) or ()))
+            if any(name in GRADIENT_STATISTICS for name in names):
+                wanted[task.target.parameter] = None
+        return list(wanted)
+
+    def fill(self, kind: str) -> float:
+        """The value that a removed entry holds."""
+        memoryless = kind == "a_log" and self.config.a_log_fill == "memoryless"
+        return self.config.memoryless_value if memoryless else 0.0
 
     def selection(self, count: int) -> Selection:
         """The selection that removes `count` entries of a tensor under this plan."""
@@ -103,7 +124,8 @@ def make_plan(model: nn.Module, family: Family, config: SSMPrunerConfig) -> Plan
     if scope == "global":
         name, scope = "global", "tensor"
     allocation = ALLOCATIONS.build(name, config.allocation_kwargs, "allocation_kwargs")
-    plan = Plan(config, method, allocation, pattern, scope, [], {})
+    reconstruction = Reconstruction(config.reconstruction_epochs, **config.reconstruction_kwargs)
+    plan = Plan(config, method, allocation, pattern, scope, [], {}, reconstruction)
     chosen = select_targets(declared_targets(family, model), config.targets, config.exclude, method.default_targets)
     for target in chosen:
         _add(plan, target, model, family)
@@ -124,6 +146,8 @@ def _add(plan: Plan, target: Target, model: nn.Module, family: Family) -> None:
         )
     statistics = plan.method.statistics(kind)
     for name in statistics if target.weight.site.end == "scan" else ():
+        if name in GRADIENT_STATISTICS:
+            continue
         if name not in AVAILABLE_SUMS[family.recurrence]:
             raise ConfigurationError(
                 f"method {method!r} with method_kwargs={plan.config.method_kwargs} needs {name!r}, which the "

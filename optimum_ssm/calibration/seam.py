@@ -21,6 +21,7 @@ from transformers.utils.import_utils import is_mamba_ssm_available
 from ..families.base import Family
 from ..ops import selective_scan as mamba_scan
 from ..ops import state_space_dual as mamba2_scan
+from ..ops.differentiable_scan import differentiable_selective_scan
 
 
 # Sums that each recurrence can give, by name.
@@ -51,8 +52,7 @@ class ScanSeam:
 
     def mamba(self, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, **kwargs: Any) -> Any:
         """`mamba_selective_scan` with the sums. Shapes as in `ops.selective_scan`."""
-        for flag in ("use_mambapy", "use_associative_scan"):  # they choose between fallbacks that are not used here
-            kwargs.pop(flag, None)
+        kwargs = _without_fallback_flags(kwargs)
         if self._names and not self.sums:
             self.sums = mamba_scan.allocate_sums(
                 self._names, channels=x.shape[1], state_size=A.shape[1], length=x.shape[2], device=x.device
@@ -76,8 +76,8 @@ class ScanSeam:
 def replaced_scan(family: Family, model: nn.Module) -> Iterator[ScanSeam]:
     """Replace the scan of `model`'s modelling module by this library's; the original is back at exit, come what may.
 
-    Two calls are left to the original: those under autograd, and on CUDA with mamba_ssm installed those that ask for no
-    sums, where the fused kernel is faster.
+    On CUDA with mamba_ssm installed, calls that ask for no sums are left to the fused kernel. Under autograd Mamba-1 runs
+    this library's differentiable scan, Mamba-2 transformers' own, which is made of matrix products already.
     """
     mixer = next(mixer for _, block in family.blocks(model) if (mixer := family.mixer(block)) is not None)
     module = sys.modules[type(mixer).__module__]
@@ -87,12 +87,21 @@ def replaced_scan(family: Family, model: nn.Module) -> Iterator[ScanSeam]:
 
     def scan(x: Tensor, *args: Any, **kwargs: Any) -> Any:
         fused = x.is_cuda and not seam.summing and is_mamba_ssm_available()
-        if fused or torch.is_grad_enabled():
+        if fused:
             return original(x, *args, **kwargs)
-        return ours(x, *args, **kwargs)
+        if not torch.is_grad_enabled():
+            return ours(x, *args, **kwargs)
+        if family.recurrence == "mamba":
+            return differentiable_selective_scan(x, *args, **_without_fallback_flags(kwargs))
+        return original(x, *args, **kwargs)
 
     setattr(module, family.scan, scan)
     try:
         yield seam
     finally:
         setattr(module, family.scan, original)
+
+
+def _without_fallback_flags(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Without the two arguments that choose between torch fallbacks which are not used here."""
+    return {name: value for name, value in kwargs.items() if name not in ("use_mambapy", "use_associative_scan")}

@@ -14,10 +14,14 @@ def family_of(model):
     """The family object that describes `model`, found by `model.config.model_type`.
 
     Raises:
-        ConfigurationError: no registered family declares this model type; the message lists those that are.
+        ConfigurationError: no registered family declares this model type, or more than one does; the message lists the
+            types that are declared, or those families.
     """
-    by_type = {kind: family for _, family in FAMILIES.items() for kind in family.model_types}
     model_type = getattr(model.config, "model_type", None)
-    if model_type not in by_type:
-        raise ConfigurationError(unknown("model type", model_type, sorted(by_type)))
-    return by_type[model_type]()
+    found = {name: family for name, family in FAMILIES.items() if model_type in family.model_types}
+    if not found:
+        known = sorted(kind for _, family in FAMILIES.items() for kind in family.model_types)
+        raise ConfigurationError(unknown("model type", model_type, known))
+    if len(found) > 1:
+        raise ConfigurationError(f"model type {model_type!r} is declared by more than one family: {', '.join(found)}")
+    return next(iter(found.values()))()

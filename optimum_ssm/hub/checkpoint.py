@@ -50,11 +50,11 @@ def load_model(source: str | os.PathLike, **kwargs: Any) -> tuple[PreTrainedMode
             argument; one line that says why.
     """
     location = {name: kwargs[name] for name in LOCATION if name in kwargs}
+    if not Path(source).is_dir() and os.fspath(source).startswith((".", "/", "~")):
+        raise CheckpointError(f"{source} is not a directory")
     raw = read_json(source, "config.json", location)
     if raw is None:
-        raise CheckpointError(
-            f"{source} has no config.json: neither a directory with a model nor known to the Hub's cache"
-        )
+        raise CheckpointError(f"{source} has no config.json, as a directory or on the Hub")
     try:
         if is_original_config(raw):
             return load_original(source, raw, **kwargs), raw
@@ -62,9 +62,8 @@ def load_model(source: str | os.PathLike, **kwargs: Any) -> tuple[PreTrainedMode
     except (OSError, ValueError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
         raise CheckpointError(f"{source} cannot be loaded: {_one_line(error)}") from error
     if info["missing_keys"]:  # transformers draws them at random and only warns
-        raise CheckpointError(
-            f"{source} lacks weights of {type(model).__name__}: {', '.join(sorted(info['missing_keys']))}"
-        )
+        missing = _one_line(", ".join(sorted(info["missing_keys"])))
+        raise CheckpointError(f"{source} lacks weights of {type(model).__name__}: {missing}")
     return model, raw
 
 
@@ -181,6 +180,6 @@ def _find(source: str | os.PathLike, name: str, location: dict[str, Any]) -> Pat
     return Path(path) if path is not None else None
 
 
-def _one_line(error: BaseException) -> str:
+def _one_line(error: BaseException | str) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 400 else f"{text[:400]}…"

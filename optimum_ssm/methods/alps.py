@@ -67,11 +67,13 @@ class ALPS(WeightMethod):
         values, vectors = values.to(dense.dtype), vectors.to(dense.dtype)
         size = dense.shape[1]
         explicit = problem.matrix.dim() == 2 and size < 3 * dense.shape[0]
+
         def solver(rho):
             if explicit:
                 inv = (vectors / (values + rho)) @ vectors.T
                 return lambda m: m @ inv
             return lambda m: times(times(m, vectors) / (values + rho), vectors.mT)
+
         rho = self.rho0
         checked = selection.mask(dense.abs())
         total = checked.numel() - int(checked.sum())

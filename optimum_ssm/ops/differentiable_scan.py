@@ -13,10 +13,9 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from .scan_sums import check_inputs, compute_dtype
-from .selective_scan import selective_scan
 
 
 # One time step of a tile on CPU: below 32,768 elements torch runs an elementwise operation in the calling thread.
@@ -40,8 +39,7 @@ def differentiable_selective_scan(
     *,
     chunk_size: int | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """Mamba-1 selective scan (arXiv 2312.00752, Eq. 2 and Algorithm 2), differentiable in every tensor.
-    """
+    """Mamba-1 selective scan (arXiv 2312.00752, Eq. 2 and Algorithm 2), differentiable in every tensor."""
     inputs = (x, dt, A, B, C, D, z, delta_bias)
     check_inputs("differentiable_selective_scan", chunk_size)
     dtype = compute_dtype(x)
@@ -100,7 +98,16 @@ class _SelectiveScan(torch.autograd.Function):
                     b, c = B[part, window], C[part, window]
                     chunk.states[0].copy_(starts[index, part, :, columns])
                     chunk.run(d, u, b)
-                    dd, du, db, dc = chunk.backward(d.transpose(0, 1), u.transpose(0, 1), b.transpose(0, 1), c.transpose(0, 1), dy.transpose(0, 1), adjoint, carry, dA)
+                    dd, du, db, dc = chunk.backward(
+                        d.transpose(0, 1),
+                        u.transpose(0, 1),
+                        b.transpose(0, 1),
+                        c.transpose(0, 1),
+                        dy.transpose(0, 1),
+                        adjoint,
+                        carry,
+                        dA,
+                    )
                     grads[0][part, window, columns].copy_(dd.transpose(0, 1))
                     grads[1][part, window, columns].copy_(du.transpose(0, 1))
                     grads[3][part, window].add_(db.transpose(0, 1))
@@ -156,7 +163,11 @@ class _Chunk:
                 dD.addcmul_(w[:, :, n], self.A[n])
         elif VARIANT["dD"] == "mm":
             w.mul_(self.A)
-            dD = torch.bmm(w.new_ones(1,1,1).expand(w.shape[0]*w.shape[1], 1, w.shape[2]), w.flatten(0,1)).view(x.shape).addcmul_(x, dinput)
+            dD = (
+                torch.bmm(w.new_ones(1, 1, 1).expand(w.shape[0] * w.shape[1], 1, w.shape[2]), w.flatten(0, 1))
+                .view(x.shape)
+                .addcmul_(x, dinput)
+            )
         elif VARIANT["dD"] == "sum":
             w.mul_(self.A)
             dD = w.sum(2).addcmul_(x, dinput)
@@ -182,7 +193,9 @@ def _tiling(x, state_size, chunk_size):
     columns = max(1, min(channels, _CPU_STEP_ELEMENTS // state_size)) if on_cpu else channels
     sequences = max(1, min(batch, _CPU_STEP_ELEMENTS // (columns * state_size))) if on_cpu else batch
     if chunk_size is None:
-        chunk_size = max(1, (_CPU_CHUNK_ELEMENTS if on_cpu else _DEVICE_CHUNK_ELEMENTS) // (sequences * columns * state_size))
+        chunk_size = max(
+            1, (_CPU_CHUNK_ELEMENTS if on_cpu else _DEVICE_CHUNK_ELEMENTS) // (sequences * columns * state_size)
+        )
     tiles = [
         (slice(first, first + sequences), slice(left, left + columns))
         for first in range(0, batch, sequences)

@@ -13,6 +13,7 @@ from ...methods.base import output_error
 from ..selection import Selection, round_half_up
 from . import register_allocation
 from .base import Allocation, Evidence, Item
+from .budget import exact_counts
 
 
 @register_allocation("error")
@@ -80,7 +81,8 @@ class Error(Allocation):
         for _, i, size in sorted(steps):  # convex curves: a weight's own steps come in their order
             taken = min(size, total - sum(counts))
             counts[i] += max(0, taken)
-        return counts
+        # Rounding at the ends of the grid can leave the budget out of its reach, by an entry a weight at most.
+        return exact_counts([count / item.size for count, item in zip(counts, items)], [i.size for i in items], total)
 
 
 def _convex(curve: list[tuple[int, float]]) -> list[tuple[int, float]]:

@@ -1,0 +1,70 @@
+# Copyright 2026 The optimum_ssm authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+"""Statistics of the loss gradient, taken by backward passes through the whole dense model before a pass begins.
+
+| name | value | shape |
+|---|---|---|
+| `grad_abs` | mean over batches of the absolute value of ∂L/∂W, L the mean next-token loss of a batch | as the weight |
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+
+import torch
+from accelerate.utils import tqdm
+from torch import Tensor, nn
+
+from ..errors import CalibrationError
+
+
+GRADIENT_STATISTICS = ("grad_abs",)
+
+
+def gradient_statistics(
+    model: nn.Module, parameters: Iterable[str], ids: Tensor, batch_size: int
+) -> dict[str, dict[str, Tensor]]:
+    """`GRADIENT_STATISTICS` of the named parameters.
+
+    Holds one float32 sum and one gradient per named parameter, and the activations of one batch.
+
+    Args:
+        model (`PreTrainedModel`): a causal language model in eval mode; `requires_grad` flags and gradients are as before
+            at the end.
+        parameters (`Iterable[str]`): qualified names.
+        ids (`Tensor`): int64, (samples, seq_len).
+        batch_size (`int`): samples per backward pass.
+
+    Returns:
+        `dict`: parameter name to statistic name to value.
+
+    Raises:
+        CalibrationError: a gradient is missing or not finite; the parameter is named.
+    """
+    wanted = {name: model.get_parameter(name) for name in parameters}
+    flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    sums = {name: torch.zeros_like(parameter, dtype=torch.float32) for name, parameter in wanted.items()}
+    batches = ids.split(batch_size)
+    device = model.get_input_embeddings().weight.device
+    try:
+        for parameter in flags:
+            parameter.requires_grad_(False)
+        for parameter in wanted.values():
+            parameter.requires_grad_(True)
+        for batch in tqdm(batches, desc="Gradients", unit="batch", disable=not sys.stderr.isatty()):
+            batch = batch.to(device)
+            with torch.enable_grad():
+                loss = model(input_ids=batch, labels=batch, use_cache=False).loss
+                gradients = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
+            for name, gradient in zip(wanted, gradients):
+                if gradient is None:
+                    raise CalibrationError(f"{name}: the loss does not depend on it")
+                sums[name] += gradient.float().abs() / len(batches)
+    finally:
+        for parameter, flag in flags.items():
+            parameter.requires_grad_(flag)
+    for name, value in sums.items():
+        if not value.isfinite().all():
+            raise CalibrationError(f"{name}: its gradient is not finite")
+    return {name: {"grad_abs": value} for name, value in sums.items()}

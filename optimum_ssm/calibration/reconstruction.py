@@ -1,0 +1,111 @@
+# Copyright 2026 The optimum_ssm authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+"""Block reconstruction: after the masks are set, a few gradient steps bring a block's output back to the dense one's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CalibrationError, ConfigurationError
+
+
+@dataclass
+class Reconstruction:
+    """How a block is tuned: Adam on ‖block(x) - dense‖², x the inputs that the pruned blocks before it give.
+
+    Everything in the block is tuned that is still there: kept weights, norms, biases, D, kept A_log entries. Masks stay.
+
+    Args:
+        epochs (`int`): passes over the calibration blocks; 0 turns reconstruction off.
+        lr (`float`): highest learning rate; it falls to 0 along a cosine.
+        batch_size (`int`): calibration blocks per step.
+    """
+
+    epochs: int = 0
+    lr: float = 5e-4
+    batch_size: int = 2
+
+    def __post_init__(self) -> None:
+        if self.epochs < 0 or self.lr <= 0 or self.batch_size < 1:
+            raise ConfigurationError(
+                f"reconstruction needs epochs >= 0, lr > 0 and batch_size >= 1, got {self.epochs}, {self.lr} and "
+                f"{self.batch_size}"
+            )
+
+    def tune(
+        self,
+        block: nn.Module,
+        name: str,
+        samples: list[tuple[Tensor, Tensor]],
+        forward: Callable[[Tensor], Tensor],
+        restore: Callable[[], None],
+    ) -> tuple[float, float]:
+        """Tune a block in place.
+
+        Args:
+            block (`nn.Module`): the pruned block.
+            name (`str`): its name for messages.
+            samples (`list[tuple[Tensor, Tensor]]`): inputs and wished outputs, (batch, seq_len, hidden) each.
+            forward (`Callable`): the block's output for an input.
+            restore (`Callable`): sets removed entries back to what stands for removed.
+
+        Returns:
+            `tuple[float, float]`: ‖block(x) - dense‖² / ‖dense - x‖² over all samples, before and after.
+
+        Raises:
+            CalibrationError: the loss is not finite.
+        """
+        pairs = [pair for x, wish in samples for pair in zip(x.split(self.batch_size), wish.split(self.batch_size))]
+        scale = sum(float((wish.float() - x.float()).square().sum()) for x, wish in pairs)
+        parameters = list(block.parameters())
+        flags, dtypes = [p.requires_grad for p in parameters], [p.dtype for p in parameters]
+        before = self._loss(pairs, forward) / scale
+        saved = [p.detach().clone() for p in parameters]
+        block.float()  # steps of the size of the learning rate would be lost in bfloat16
+        try:
+            self._steps(block, name, pairs, scale / len(pairs), forward, restore)
+        finally:
+            for parameter, dtype, flag in zip(parameters, dtypes, flags):
+                parameter.data = parameter.data.to(dtype)
+                parameter.requires_grad_(flag)
+                parameter.grad = None
+        restore()
+        after = self._loss(pairs, forward) / scale
+        if after >= before:  # never leave a block worse than pruning left it
+            for parameter, value in zip(parameters, saved):
+                parameter.copy_(value)
+            after = before
+        return before, after
+
+    def _loss(self, pairs: list[tuple[Tensor, Tensor]], forward: Callable[[Tensor], Tensor]) -> float:
+        return sum(float((forward(x).float() - wish.float()).square().sum()) for x, wish in pairs)
+
+    def _steps(
+        self,
+        block: nn.Module,
+        name: str,
+        pairs: list[tuple[Tensor, Tensor]],
+        scale: float,
+        forward: Callable[[Tensor], Tensor],
+        restore: Callable[[], None],
+    ) -> None:
+        parameters = [parameter.requires_grad_(True) for parameter in block.parameters()]
+        optimizer = torch.optim.Adam(parameters, lr=self.lr, betas=(0.9, 0.95))
+        steps = self.epochs * len(pairs)
+        for step in range(steps):
+            x, wish = pairs[step % len(pairs)]
+            for group in optimizer.param_groups:
+                group["lr"] = self.lr * 0.5 * (1 + math.cos(math.pi * step / steps))
+            with torch.enable_grad():
+                loss = (forward(x).float() - wish.float()).square().sum() / scale
+                loss.backward()
+            if not torch.isfinite(loss):
+                raise CalibrationError(f"{name}: block reconstruction diverged; lower its lr of {self.lr:g}")
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            restore()
