@@ -22,6 +22,8 @@ OLDEST := $(VENV_OLDEST)/.stamp
 PYTEST := -m pytest -n $(WORKERS) --dist worksteal
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Spinning OpenMP threads make small tensor operations ten times slower where other work shares the cores.
+export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-oldest quality style docs clean

@@ -90,8 +90,8 @@ def our_scan(*args: Any, use_mambapy: bool = False, use_associative_scan: bool =
     return selective_scan(*args, **kwargs)
 
 
-def build_cases(block: torch.nn.Module, hidden_states: torch.Tensor) -> tuple[dict[str, Callable[[], Any]], float]:
-    """Every case by its label, and the largest difference between the block's outputs with either scan."""
+def build_cases(block: torch.nn.Module, hidden_states: torch.Tensor) -> dict[str, Callable[[], Any]]:
+    """Every case by its label."""
     args, kwargs = record_scan(block, hidden_states)
     sizes = {"channels": args[0].shape[1], "state_size": args[2].shape[1], "length": args[0].shape[2]}
 
@@ -109,18 +109,28 @@ def build_cases(block: torch.nn.Module, hidden_states: torch.Tensor) -> tuple[di
     scans["ours + every sum"] = with_sums(*SCAN_SUMS)
     scans["every state kept + state_prev, decay_sum"] = keep_every_state
     cases |= {f"scan, {name}": lambda scan=scan: scan(*args, **kwargs) for name, scan in scans.items()}
-
-    difference = (run_block(block, hidden_states, our_scan) - run_block(block, hidden_states, FALLBACK)).abs().max()
     check_control(args, kwargs, allocate_sums(TIME_INDEXED, **sizes))
-    return cases, difference.item()
+    return cases
+
+
+def describe_difference(block: torch.nn.Module, hidden_states: torch.Tensor) -> str:
+    """How far the block's output with our scan is from the one with transformers' scan."""
+    expected = run_block(block, hidden_states, FALLBACK)
+    difference = (run_block(block, hidden_states, our_scan) - expected).abs().max().item()
+    largest = expected.abs().max().item()
+    return (
+        f"largest difference of the block's output: {difference:.1e}, {difference / largest:.1e} of the largest output"
+    )
 
 
 def check_control(args: tuple, kwargs: dict[str, Any], sums: dict[str, torch.Tensor]) -> None:
     """The control must compute what it is a control for."""
     expected_y, expected_sums = keep_every_state(*args, **kwargs)
-    torch.testing.assert_close(our_scan(*args, sums=sums, **kwargs), expected_y, rtol=1e-4, atol=1e-4)
-    for name in TIME_INDEXED:
-        torch.testing.assert_close(sums[name], expected_sums[name], rtol=1e-4, atol=1e-6)
+    for ours, control in [(our_scan(*args, sums=sums, **kwargs), expected_y)] + [
+        (sums[name], expected_sums[name]) for name in TIME_INDEXED
+    ]:
+        if (ours - control).abs().max() > 1e-4 * control.abs().max():
+            raise RuntimeError("the control and our scan disagree: their times cannot be compared")
 
 
 def measure(cases: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
@@ -135,8 +145,8 @@ def measure(cases: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[
 
 
 def print_table(times: dict[str, list[float]]) -> None:
-    print(f"| {'case':<46} | {'median ms':>9} | {'min':>7} | {'max':>7} | {'times faster than':<24} |")
-    print(f"|{'-' * 48}|{'-' * 10}:|{'-' * 8}:|{'-' * 8}:|{'-' * 26}|")
+    print(f"| {'case':<46} | {'median ms':>9} | {'min':>7} | {'max':>7} | {'times faster than':<26} |")
+    print(f"|{'-' * 48}|{'-' * 10}:|{'-' * 8}:|{'-' * 8}:|{'-' * 28}|")
     for label, values in times.items():
         kind = label.partition(",")[0]
         baseline = f"{kind}, transformers' fallback"
@@ -147,7 +157,7 @@ def print_table(times: dict[str, list[float]]) -> None:
         ratio = f"{statistics.median(ratios):.1f} ({min(ratios):.1f}-{max(ratios):.1f}) {name}"
         ratio = "" if baseline == label else ratio
         middle = statistics.median(values)
-        print(f"| {label:<46} | {middle:>9.1f} | {min(values):>7.1f} | {max(values):>7.1f} | {ratio:<24} |")
+        print(f"| {label:<46} | {middle:>9.1f} | {min(values):>7.1f} | {max(values):>7.1f} | {ratio:<26} |")
 
 
 def describe_machine() -> str:
@@ -174,14 +184,15 @@ def main() -> None:
     block = MambaModel(MambaConfig(**size, vocab_size=32)).eval().layers[0]
     hidden_states = torch.randn(arguments.batch, arguments.tokens, arguments.width)
     with torch.no_grad():
-        cases, difference = build_cases(block, hidden_states)
+        cases = build_cases(block, hidden_states)
+        difference = describe_difference(block, hidden_states)
         times = measure(cases, arguments.rounds)
     print(describe_machine())
     print(
         f"Mamba block: width {arguments.width}, N = {arguments.state_size}, {arguments.tokens} tokens, "
         f"batch {arguments.batch}, float32, {arguments.rounds} rounds, load average {os.getloadavg()[0]:.1f}"
     )
-    print(f"largest difference of the block's output: {difference:.1e}\n")
+    print(difference + "\n")
     print_table(times)
 
 

@@ -37,7 +37,7 @@ def run(args: Namespace, method: str | None, budget: str, fill: str) -> dict:
             seq_len=args.seq_len,
             method_kwargs={"largest": True} if variant == "largest" else {"variant": variant} if variant else {},
         )
-    pruner = SSMPruner.from_pretrained(args.model, config, dtype="float32")
+    pruner = SSMPruner.from_pretrained(args.model, config, dtype="float32", device_map=args.device_map)
     start = time.perf_counter()
     report = pruner.prune() if config is not None else pruner.report
     seconds = time.perf_counter() - start if config is not None else 0.0
@@ -97,6 +97,7 @@ if __name__ == "__main__":
     parser.add_argument("--seq-len", type=int, default=512)
     parser.add_argument("--window", type=int, default=1024)
     parser.add_argument("--max-windows", type=int, default=16)
+    parser.add_argument("--device-map", help="where to put the model: cuda, auto, …; default: CPU")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "output" / "compare")
     logging.set_verbosity_error()
     try:

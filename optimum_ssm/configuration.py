@@ -72,7 +72,9 @@ class SSMPrunerConfig:
     batch_size: int = _option(8, "calibration blocks per forward pass")
     seed: int = _option(0, "seed of the calibration blocks and of methods that draw")
     sequential: bool = _option(True, "let the outputs of a pruned block feed the next one")
-    reconstruction_epochs: int = _option(0, "passes over the text that tune a block's kept weights after pruning it")
+    reconstruction_epochs: int | None = _option(
+        None, "passes over the text that tune a block's kept weights after pruning it; default: the method's own, mostly 0"
+    )
     reconstruction_kwargs: dict = _option(
         {}, "parameters of the block reconstruction, lr and batch_size, as key=value"
     )
@@ -89,11 +91,11 @@ class SSMPrunerConfig:
         expected = {
             "method": str, "pattern": str, "exclude": list, "a_log_fill": str, "memoryless_value": (int, float),
             "text_column": str, "num_samples": int, "seq_len": int, "batch_size": int, "seed": int,
-            "sequential": bool, "reconstruction_epochs": int, "reconstruction_kwargs": dict, "method_kwargs": dict, "allocation_kwargs": dict,
+            "sequential": bool, "reconstruction_kwargs": dict, "method_kwargs": dict, "allocation_kwargs": dict,
         }  # fmt: skip
         optional = {
             "sparsity": (int, float), "targets": list, "scope": str, "allocation": str, "dataset_name": str,
-            "dataset_split": str,
+            "dataset_split": str, "reconstruction_epochs": int,
         }  # fmt: skip
         for name in ("targets", "exclude"):
             value = getattr(self, name)
@@ -118,7 +120,7 @@ class SSMPrunerConfig:
             "seed": 0,
             "reconstruction_epochs": 0,
         }.items():
-            if getattr(self, name) < least:
+            if getattr(self, name) is not None and getattr(self, name) < least:
                 raise ConfigurationError(f"{name}={getattr(self, name)} must be at least {least}")
         if not 0 < self.memoryless_value <= LARGEST_MEMORYLESS:
             raise ConfigurationError(

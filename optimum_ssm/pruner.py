@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import logging
@@ -22,7 +22,7 @@ from .configuration import SSMPrunerConfig, parse_recipe
 from .errors import CheckpointError, ConfigurationError
 from .evaluation.perplexity import measure_perplexity
 from .families import family_of
-from .hub.checkpoint import LOCATION, load_license, load_model, load_settings, load_tokenizer, save
+from .hub.checkpoint import LOCATION, is_weight_file, load_license, load_model, load_settings, load_tokenizer, save
 from .report import PruningReport
 from .report_rows import masks_from_weights, model_report, origin, record_pass
 
@@ -122,12 +122,10 @@ class SSMPruner:
         recipe = parse_recipe(pruning_config) if pruning_config is not None else self.pruning_config
         if recipe is None:
             raise ConfigurationError("nothing to prune by: pass an SSMPrunerConfig to prune() or to the constructor")
-        for config in recipe:
-            make_plan(self.model, self.family, config)
+        plans = [make_plan(self.model, self.family, config) for config in recipe]
         vocabulary = self.model.get_input_embeddings().weight.shape[0]
-        for config in recipe:
+        for config, plan in zip(recipe, plans):
             start = time.perf_counter()
-            plan = make_plan(self.model, self.family, config)
             logger.info(f"{config.method}: {len(plan.tasks)} weights matched")
             ids = calibration_blocks(config, self.tokenizer, vocabulary) if plan.needs_text else None
             blocks: list = []
@@ -137,6 +135,7 @@ class SSMPruner:
             seconds = time.perf_counter() - start
             record_pass(self.report, self.masks, plan, blocks, 0 if ids is None else ids.numel(), seconds)
             self._done.append(config)
+            self.report.perplexity.pop("pruned", None)  # it was that of a model which is no more
         return self.report
 
     def evaluate(self, dataset: Any = "wikitext2", *, stage: str | None = None, **kwargs: Any) -> float:
@@ -190,7 +189,7 @@ class SSMPruner:
         token: str | None = None,
         **kwargs: Any,
     ) -> str:
-        """Upload what `save_pretrained` writes, card included, in one commit.
+        """Upload what `save_pretrained` writes, card included, in one commit; other weight files there are deleted.
 
         Args:
             repo_id (`str`): `owner/name`; made if it does not exist.
@@ -216,10 +215,15 @@ class SSMPruner:
                 if revision is not None and not create_pr:
                     api.create_branch(repo_id, branch=revision, exist_ok=True)
                 # upload_folder may split a large upload into several commits; create_commit never does
-                files = sorted(path for path in folder.rglob("*") if path.is_file())
+                files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+                # weights of an earlier push in other shards would be found first, or beside ours
+                stale = [
+                    n for n in api.list_repo_files(repo_id, revision=revision) if is_weight_file(n) and n not in files
+                ]
+                operations = [CommitOperationAdd(name, path) for name, path in sorted(files.items())]
                 done = api.create_commit(
                     repo_id=repo_id,
-                    operations=[CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in files],
+                    operations=operations + [CommitOperationDelete(name) for name in stale],
                     revision=revision,
                     create_pr=create_pr,
                     commit_message=commit_message,

@@ -119,7 +119,8 @@ class Registry(Generic[T]):
 
 def unknown(kind: str, name: Any, allowed: list[str]) -> str:
     """The house's message for a name that does not exist: what was given, what was probably meant, what is allowed."""
-    near = difflib.get_close_matches(str(name), allowed, n=1)
+    same = [entry for entry in allowed if entry.lower() == str(name).lower()]
+    near = same or difflib.get_close_matches(str(name), allowed, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"unknown {kind} {name!r}.{hint} Allowed: {', '.join(allowed) or 'none'}"
 

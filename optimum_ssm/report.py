@@ -169,7 +169,7 @@ class PruningReport:
         body.append(("whole model", f"{self.parameters:,}", f"{self.pruned:,}", total, total, "-"))
         head = ("component", "entries", "removed", "of component", "of model", "kept because")
         lines += table(head, body, right=(1, 2, 3, 4))
-        lines += ["", *self._facts()]
+        lines += ["", *(f"- {fact}" for fact in self._facts())]
         return "\n".join(lines)
 
     def _facts(self) -> list[str]:

@@ -32,6 +32,10 @@ def draw(report: PruningReport, path: str | os.PathLike) -> None:
     ratios = [0.34 * len(touched) + 0.4, 1.4] if errors else [1]
     axes = figure.subplots(len(ratios), 1, squeeze=False, gridspec_kw={"height_ratios": ratios})[:, 0]
     image = axes[0].imshow(shares, aspect="auto", cmap="viridis", vmin=0, vmax=100, interpolation="nearest")
+    for i, line in enumerate(shares if blocks <= 16 else []):  # more would not be readable
+        for j, share in enumerate(line):
+            if not math.isnan(share):
+                axes[0].text(j, i, f"{share:.0f}", ha="center", va="center", fontsize=7, color="w" if share < 60 else "k")
     axes[0].set_yticks(range(len(touched)), touched)
     name = os.path.basename(report.model.rstrip("/"))
     axes[0].set_title(f"{name}: {100 * report.sparsity:.2f} % of all parameters removed", fontsize=10)

@@ -211,6 +211,7 @@ def test_build_lets_the_object_refuse_a_value(gadgets):
 def test_unknown_tells_what_was_given_meant_and_allowed():
     assert unknown("thing", "aa", ["ab", "zz"]) == "unknown thing 'aa'. Allowed: ab, zz"
     assert unknown("thing", "abcd", ["abce"]) == "unknown thing 'abcd'. Did you mean 'abce'? Allowed: abce"
+    assert "Did you mean 'x.B'?" in unknown("thing", "x.b", ["x.A", "x.B", "x.C"])  # first what differs in case alone
     assert unknown("thing", None, []) == "unknown thing None. Allowed: none"
 
 

@@ -52,14 +52,14 @@ def calibration_blocks(config: SSMPrunerConfig, tokenizer: Any, vocab_size: int)
         CalibrationError: the text is empty or shorter than one block, or an id lies beyond the vocabulary.
         ConfigurationError: the dataset cannot be found or read, or a tokenizer is missing.
     """
-    if _holds_ids(config.dataset):
-        source = config.dataset if isinstance(config.dataset, Tensor) else list(config.dataset)
-        rows = [torch.as_tensor(row, dtype=torch.long).reshape(-1) for row in source]
+    dataset = list(config.dataset) if hasattr(config.dataset, "__next__") else config.dataset
+    if _holds_ids(dataset):
+        rows = [_ids(row) for row in dataset]
         if rows and all(len(row) == config.seq_len for row in rows):
             return _checked(torch.stack(rows[: config.num_samples]), vocab_size)
         stream = torch.cat(rows) if rows else torch.empty(0, dtype=torch.long)
     else:
-        text = load_text(config.dataset, config.dataset_name, config.dataset_split or "train", config.text_column)
+        text = load_text(dataset, config.dataset_name, config.dataset_split or "train", config.text_column)
         stream = tokenize(text, tokenizer)
     return _checked(_windows(stream, config.num_samples, config.seq_len, config.seed), vocab_size)
 
@@ -126,11 +126,17 @@ def _checked(blocks: Tensor, vocab_size: int) -> Tensor:
 
 
 def _holds_ids(dataset: Any) -> bool:
-    if isinstance(dataset, Tensor):
-        return True
-    if isinstance(dataset, (list, tuple)) and dataset:
-        return isinstance(dataset[0], (int, list, tuple, Tensor)) or hasattr(dataset[0], "__array__")
-    return hasattr(dataset, "__next__")  # a generator of token ids
+    if isinstance(dataset, (list, tuple)):
+        first = dataset[0] if dataset else ""
+        return isinstance(first, (int, float, list, tuple)) or hasattr(first, "__array__")
+    return isinstance(dataset, Tensor)
+
+
+def _ids(row: Any) -> Tensor:
+    ids = torch.as_tensor(row).reshape(-1)
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise ConfigurationError(f"token ids must be integers, got {str(ids.dtype).removeprefix('torch.')}")
+    return ids.long()
 
 
 def _load_rows(dataset: str | os.PathLike, name: str | None, split: str) -> Any:

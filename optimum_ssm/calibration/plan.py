@@ -124,7 +124,9 @@ def make_plan(model: nn.Module, family: Family, config: SSMPrunerConfig) -> Plan
     if scope == "global":
         name, scope = "global", "tensor"
     allocation = ALLOCATIONS.build(name, config.allocation_kwargs, "allocation_kwargs")
-    reconstruction = Reconstruction(config.reconstruction_epochs, **config.reconstruction_kwargs)
+    epochs = config.reconstruction_epochs
+    epochs = method.default_reconstruction_epochs if epochs is None else epochs
+    reconstruction = Reconstruction(epochs, **config.reconstruction_kwargs)
     plan = Plan(config, method, allocation, pattern, scope, [], {}, reconstruction)
     chosen = select_targets(declared_targets(family, model), config.targets, config.exclude, method.default_targets)
     for target in chosen:

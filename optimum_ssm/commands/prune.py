@@ -36,7 +36,7 @@ class PruneCommand(SSMLeafCommand):
         """Refuse what can be refused before the model is loaded, then do the work."""
         flags = given(args, SSMPrunerConfig)
         if args.recipe is not None and flags:
-            raise ConfigurationError(f"--recipe already says what to prune; leave out --{', --'.join(sorted(flags))}")
+            raise ConfigurationError(f"--recipe already says what to prune; leave out {', '.join(_spelled(flags))}")
         recipe = parse_recipe(args.recipe if args.recipe is not None else flags)
         from ..hub.directory import check_free
         from ..pruner import SSMPruner
@@ -53,3 +53,7 @@ class PruneCommand(SSMLeafCommand):
         print(f"saved to {args.output}")
         if args.push_to_hub is not None:
             print(f"pushed to {pruner.push_to_hub(args.push_to_hub, private=args.private, token=args.token)}")
+
+
+def _spelled(flags: dict) -> list[str]:
+    return [f"--{name.replace('_', '-')}" for name in sorted(flags)]

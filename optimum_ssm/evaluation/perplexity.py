@@ -27,6 +27,9 @@ from ..errors import CalibrationError, ConfigurationError
 from ..families import FAMILIES, family_of
 
 
+LARGEST_LOSS = 709.0  # exp of more than this overflows float64
+
+
 @dataclass(frozen=True)
 class Perplexity:
     """A perplexity with everything that is needed to measure it again.
@@ -102,7 +105,8 @@ def measure_perplexity(
 
     Raises:
         ConfigurationError: a size is out of range, or the dataset cannot be read.
-        CalibrationError: the text is shorter than one window, an id lies beyond the vocabulary, or logits are not finite.
+        CalibrationError: the text is shorter than one window, an id lies beyond the vocabulary, or logits are not finite or
+            so wrong that the perplexity overflows.
     """
     stride = window if stride is None else stride
     if window < 2 or not 1 <= stride <= window or batch_size < 1 or (max_windows is not None and max_windows < 1):
@@ -128,6 +132,10 @@ def measure_perplexity(
     total, tokens = _negative_log_likelihood(model, windows, stride, batch_size)
     if not math.isfinite(total):
         raise CalibrationError("the model gives logits that are not finite")
+    if total / tokens > LARGEST_LOSS:
+        raise CalibrationError(
+            f"the mean loss per token is {total / tokens:.4g}: the perplexity is too large for a float"
+        )
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     return Perplexity(math.exp(total / tokens), name, window, stride, len(windows), tokens, dtype)
 

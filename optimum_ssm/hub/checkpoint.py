@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,11 @@ def save(
         (new / REPORT_FILE).write_text(report.to_json() + "\n", encoding="utf-8")
         report.plot(new / PICTURE_FILE)
         write_card(new / "README.md", model, recipe, report, license, PICTURE_FILE)
+
+
+def is_weight_file(name: str) -> bool:
+    """Whether transformers would look for weights in a file of this name at the top of a repository."""
+    return re.fullmatch(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?", name) is not None
 
 
 def _find(source: str | os.PathLike, name: str, location: dict[str, Any]) -> Path | None:

@@ -1,13 +1,14 @@
 # Copyright 2026 The optimum_ssm authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""The squared output error of one weight as a quadratic form, and what its solvers share.
+"""The output error of one weight as a quadratic form, and what the solvers of it share.
 
-Shapes: a weight is (rows, n). Its Gram matrix is (n, n), shared by all rows, or (rows, n, n), one per row (depthwise
-convolutions). Everything here works on both.
+Shapes: a weight is (rows, n). Its Gram matrix is (n, n) where all rows have the same input, or (rows, n, n) where every
+row has its own (depthwise convolutions). Everything here works on both.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -20,10 +21,11 @@ logger = logging.get_logger(__name__)
 
 @dataclass(frozen=True)
 class Quadratic:
-    """tr((B - B⁰) A (B - B⁰)ᵀ) with B = W E, where E scales every input to A_jj = 1 (or 1 + ridge).
+    """tr((B - B⁰) A (B - B⁰)ᵀ) with B = W E, where E scales every input to A_jj = 1.
 
-    Entries of B are then in units of output error, and A is its own Jacobi-preconditioned form. Inputs that never fired
-    have B⁰ = 0, a unit diagonal and no coupling: they score lowest, go first and cannot divide by zero.
+    Entries of B are in units of output error: what |B⁰| ranks is Wanda's score. A equals its own Jacobi
+    preconditioning. Inputs that never fired get B⁰ = 0, A_jj = 1 and no coupling: they score lowest, so that they go
+    first, and nothing divides by their zero.
 
     Args:
         matrix (`Tensor`): A, (n, n) or (rows, n, n), float64.
@@ -36,81 +38,89 @@ class Quadratic:
     dead: Tensor
 
     @classmethod
-    def of(cls, gram: Tensor, damping: float = 0.0, ridge: float = 0.0) -> Quadratic:
+    def of(cls, gram: Tensor, damping: float = 0.0) -> Quadratic:
         """From a Gram matrix.
 
         Args:
-            gram (`Tensor`): Q, (n, n) or (rows, n, n), positive semi-definite, any float dtype.
-            damping (`float`): added to the diagonal before scaling, as a share of its mean over live inputs.
-            ridge (`float`): added to the unit diagonal after scaling.
+            gram (`Tensor`): Q, (n, n) or (rows, n, n), any float dtype.
+            damping (`float`): added to the diagonal before the scaling, as a share of its mean over live inputs.
 
         Raises:
             ValueError: Q holds non-finite values.
         """
+        if not torch.isfinite(gram).all():
+            raise ValueError("the Gram matrix holds non-finite values")
         scale, dead = input_scale(gram, damping)
         matrix = gram.double() / (scale[..., :, None] * scale[..., None, :])
-        matrix = (matrix + matrix.mT) / 2  # a sum over tokens in float32 is not exactly symmetric
-        pair = dead[..., :, None] | dead[..., None, :]
-        matrix = matrix.masked_fill(pair, 0)
-        matrix.diagonal(dim1=-2, dim2=-1).fill_(1 + ridge)
+        matrix = (matrix + matrix.mT) / 2  # sums in float32 need not be symmetric to the last bit
+        matrix.masked_fill_(dead[..., :, None] | dead[..., None, :], 0)
+        matrix.diagonal(dim1=-2, dim2=-1).fill_(1)
         return cls(matrix, scale, dead)
 
     def enter(self, weight: Tensor) -> Tensor:
-        """B⁰ = W E, 0 at dead inputs; dtype of `weight`."""
+        """B⁰ = W E, 0 at dead inputs; (rows, n), dtype of `weight`."""
         return (weight * self.scale.to(weight.dtype)).masked_fill(self.dead, 0)
 
     def leave(self, values: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
-        """B E⁻¹ with exact zeros in `mask`. Where a dead input survives, its weight stays: nothing was learnt of it.
+        """W' = B E⁻¹, exactly 0 in `mask`. At a dead input that survives the old weight stays: nothing speaks for another.
 
         Raises:
-            ValueError: a value is not finite.
+            ValueError: W' is not finite.
         """
         result = torch.where(self.dead, weight, values / self.scale.to(values.dtype)).masked_fill(mask, 0)
         if not torch.isfinite(result).all():
-            raise ValueError("the solver left the finite numbers; give it more damping or more calibration tokens")
+            raise ValueError("the solver left the finite numbers; use more damping or more calibration tokens")
         return result
 
-    def error(self, values: Tensor, dense: Tensor) -> Tensor:
-        """Squared output error of every row, (rows)."""
-        gap = values - dense
-        return (gap * times(gap, self.matrix.to(gap.dtype))).sum(1)
 
-
-def input_scale(gram: Tensor, damping: float) -> tuple[Tensor, Tensor]:
-    """Root of the damped Gram diagonal (1 at dead inputs) in float64, and the dead inputs; arguments as `Quadratic.of`.
-
-    Raises:
-        ValueError: the Gram matrix holds non-finite values.
-    """
-    if not torch.isfinite(gram).all():
-        raise ValueError("the Gram matrix holds non-finite values")
+def input_scale(gram: Tensor, damping: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Root of the damped Gram diagonal, float64, 1 at dead inputs; and the dead inputs. Arguments as `Quadratic.of`."""
     diagonal = gram.diagonal(dim1=-2, dim2=-1).double()
-    dead = diagonal <= 0
+    dead = diagonal == 0
     mean = diagonal.sum(-1, keepdim=True) / (~dead).sum(-1, keepdim=True).clamp_min(1)
     return (diagonal + damping * mean).masked_fill(dead, 1).sqrt(), dead
 
 
+def backed_off(damping: float) -> Iterator[float]:
+    """`damping`, then tenfold, at most five times: for a loop that ends at the first one that works.
+
+    Raises:
+        ValueError: none of them worked.
+    """
+    for attempt in range(6):
+        if attempt:
+            logger.warning(f"the Gram matrix is not positive definite: damping raised to {damping * 10**attempt:g}")
+        yield damping * 10**attempt
+    raise ValueError(
+        f"the Gram matrix is not positive definite, not even with {damping * 10**5:g} times its mean as damping"
+    )
+
+
 def times(rows: Tensor, matrix: Tensor) -> Tensor:
-    """`rows @ matrix` for a shared matrix, row by row for one matrix per row: (rows, n) -> (rows, n)."""
-    if matrix.dim() == 2:
-        return rows @ matrix
-    return torch.bmm(rows.unsqueeze(1), matrix).squeeze(1)
+    """Every row of (rows, n) times the shared (n, n) matrix, or times its own of (rows, n, n)."""
+    return rows @ matrix if matrix.dim() == 2 else torch.bmm(rows.unsqueeze(1), matrix).squeeze(1)
+
+
+def squared_error(values: Tensor, dense: Tensor, matrix: Tensor) -> Tensor:
+    """(b - b⁰) A (b - b⁰)ᵀ of every row: (rows)."""
+    gap = values - dense
+    return (gap * times(gap, matrix)).sum(1)
 
 
 def conjugate_gradients(
     start: Tensor, dense: Tensor, mask: Tensor, matrix: Tensor, steps: int, tolerance: float = 1e-4
 ) -> Tensor:
-    """Minimise tr((B - B⁰) A (B - B⁰)ᵀ) over the kept entries, every row by itself.
+    """Minimise (b - b⁰) A (b - b⁰)ᵀ over the kept entries of every row, each row with its own step lengths.
 
-    It works on the difference to B⁰, which float32 resolves better than A B = A B⁰.
+    The system is A (b - b⁰) = 0 on the kept entries: differences to B⁰ suit float32 better than A b = A b⁰.
 
     Args:
-        start (`Tensor`): (rows, n), zero in `mask`.
+        start (`Tensor`): first B, (rows, n), zero in `mask`.
         dense (`Tensor`): B⁰, (rows, n).
         mask (`Tensor`): bool, (rows, n), `True` = pruned.
         matrix (`Tensor`): A, (n, n) or (rows, n, n), dtype of `start`.
         steps (`int`): most iterations.
-        tolerance (`float`): stop when the masked residual has fallen to this share of the masked A B⁰.
+        tolerance (`float`): stop when the residual on kept entries is at most this share of A b⁰ on kept entries.
 
     Returns:
         `Tensor`: (rows, n), zero in `mask`.
@@ -120,7 +130,7 @@ def conjugate_gradients(
     goal = tolerance * times(dense, matrix).masked_fill(mask, 0).norm()
     direction = residual.clone()
     squared = residual.square().sum(1, keepdim=True)
-    tiny = torch.finfo(values.dtype).tiny  # rows that are done, or keep nothing, divide 0 by this
+    tiny = torch.finfo(values.dtype).tiny  # rows that are solved, or keep nothing, divide 0 by this
     for _ in range(steps):
         if squared.sum().sqrt() <= goal:
             break
@@ -134,9 +144,9 @@ def conjugate_gradients(
 
 
 def exact_solve(weight: Tensor, mask: Tensor, gram: Tensor) -> Tensor:
-    """The kept weights that minimise tr((W - W') Q (W - W')ᵀ): Q_SS w'_S = (Q w)_S for every row.
+    """The kept weights that minimise tr((W - W') Q (W - W')ᵀ): Q_SS w'_S = (Q w)_S in every row, S its kept inputs.
 
-    Needs rows·n² numbers: for small matrices and tests.
+    It takes rows·n² numbers: for small matrices and tests.
 
     Args:
         weight (`Tensor`): W, (rows, n).
@@ -146,8 +156,7 @@ def exact_solve(weight: Tensor, mask: Tensor, gram: Tensor) -> Tensor:
     Returns:
         `Tensor`: W', (rows, n), zero in `mask`, dtype of `weight`.
     """
-    gram = gram.double()
-    kept = (~mask).double()
-    system = gram * kept[:, :, None] * kept[:, None, :] + torch.diag_embed(mask.double())
+    gram, kept = gram.double(), (~mask).double()
+    system = gram * kept[:, :, None] * kept[:, None, :] + torch.diag_embed(1 - kept)
     right = times(weight.double(), gram) * kept
     return torch.linalg.solve(system, right.unsqueeze(2)).squeeze(2).masked_fill(mask, 0).to(weight.dtype)

@@ -1,111 +1,155 @@
 # Copyright 2026 The optimum_ssm authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""ALPS: ADMM finds which weights stay, conjugate gradients find their values."""
+"""ALPS: operator splitting finds which weights stay, conjugate gradients find their values."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from ..errors import ConfigurationError
 from ..sparsity.selection import Selection
 from . import register_method
-from ._quadratic import Quadratic, conjugate_gradients, input_scale, times
+from ._quadratic import Quadratic, backed_off, conjugate_gradients, input_scale, squared_error, times
 from .base import Statistics, WeightMethod
 
 
+LEAST_STEPS, SETTLED = 30, 3e-4  # from this iteration on, a change of this share of the support ends the search
 LARGEST_RHO = 1e6
 
 
 @register_method("alps")
 @dataclass
 class ALPS(WeightMethod):
+    """Minimises the damped output error ‖X (W' - W)ᵀ‖² + λ‖W' - W‖² over all masks of the budget at once.
+
+    ADMM alternates between two copies of the weight: one solves the quadratic problem exactly, the other keeps its
+    largest entries (or the largest of each N:M group); a multiplier draws them together, with a penalty ρ that grows as
+    long as the support still changes. Inputs are scaled to unit energy first. On the support that it ends with,
+    conjugate gradients re-solve the kept weights. If dense weights cut by their Wanda scores are better than that
+    (they can be where inputs are almost uncorrelated), their support is re-solved instead.
+
+    Depthwise convolutions have one taps x taps problem per channel; with `scope="tensor"` all share one budget.
+
+    Args:
+        damping (`float`): λ as a share of the mean Gram diagonal over live inputs. It grows tenfold, at most five times,
+            when the Gram matrix is not positive definite.
+        rho0 (`float`): first penalty ρ. It falls fivefold, and the search starts again, until the support moves.
+        iterations (`int`): most ADMM iterations; about 35 are the rule.
+        update_every (`int`): iterations between two looks at the support, which may change ρ or end the search.
+        cg_steps (`int`): most conjugate gradient iterations.
+    """
+
+    summary: ClassVar[str] = "ADMM for the mask, conjugate gradients for the kept weights; lowest output error"
+    source: ClassVar[str] = "Meng et al., arXiv 2406.07831, Algorithms 1 and 2"
+    kinds: ClassVar[tuple[str, ...]] = ("linear", "conv")
+    updates_weights: ClassVar[bool] = True
+
     damping: float = 0.01
     rho0: float = 0.1
     iterations: int = 300
     update_every: int = 3
     cg_steps: int = 10
-    guard: bool = True
 
-    summary: ClassVar[str] = "operator splitting for the support, conjugate gradients for the kept weights"
-    source: ClassVar[str] = "Meng et al., arXiv 2406.07831, Algorithms 1 and 2"
-    kinds: ClassVar[tuple[str, ...]] = ("linear", "conv")
-    updates_weights: ClassVar[bool] = True
+    def __post_init__(self) -> None:
+        if not (self.damping > 0 and 0 < self.rho0 <= LARGEST_RHO):
+            raise ConfigurationError(
+                f"alps needs damping > 0 and rho0 in (0, {LARGEST_RHO:g}], got {self.damping} and {self.rho0}"
+            )
+        if self.iterations < 1 or self.update_every < 1 or self.cg_steps < 0:
+            raise ConfigurationError(
+                "alps needs iterations >= 1, update_every >= 1 and cg_steps >= 0, got "
+                f"{self.iterations}, {self.update_every} and {self.cg_steps}"
+            )
 
     def statistics(self, kind: str) -> tuple[str, ...]:
         return ("conv_gram",) if kind == "conv" else ("gram",)
 
-    def score(self, weight, statistics, kind, selection):
-        scale, dead = input_scale(statistics["conv_gram" if kind == "conv" else "gram"], self.damping)
+    def score(self, weight: Tensor, statistics: Statistics, kind: str, selection: Selection) -> Tensor:
+        """|B⁰|, from which the search starts: the root of the damped output error of pruning one entry alone."""
+        scale, dead = input_scale(statistics[self.statistics(kind)[0]], self.damping)
         return (weight.abs() * scale.to(weight.dtype)).masked_fill(dead, 0)
 
     def prune(self, weight: Tensor, statistics: Statistics, kind: str, selection: Selection) -> tuple[Tensor, Tensor]:
         if not selection.pattern.is_n_m and selection.count == 0:
             return weight, torch.zeros_like(weight, dtype=torch.bool)
-        problem = Quadratic.of(statistics["conv_gram" if kind == "conv" else "gram"], self.damping)
+        problem, values, vectors = _decompose(statistics[self.statistics(kind)[0]], self.damping)
+        dense, matrix = problem.enter(weight), problem.matrix.to(weight.dtype)
+        wanda = selection.mask(dense.abs())
+        found = self._search(dense, wanda, values.to(weight.dtype), vectors.to(weight.dtype), selection)
+        mask = selection.mask(found.abs())
+        solved = self._solve(found.masked_fill(mask, 0), dense, mask, matrix)
+        cut = dense.masked_fill(wanda, 0)
+        if squared_error(cut, dense, matrix).sum() < squared_error(solved, dense, matrix).sum():
+            mask, solved = wanda, self._solve(cut, dense, wanda, matrix)
+        return problem.leave(solved, weight, mask), mask
+
+    def reconstruct(self, weight: Tensor, mask: Tensor, statistics: Statistics, kind: str = "linear") -> Tensor:
+        """Conjugate gradients alone, on a given mask (`True` = pruned), so that they can follow any other criterion."""
+        problem = Quadratic.of(statistics[self.statistics(kind)[0]], self.damping)
         dense = problem.enter(weight)
-        matrix = problem.matrix.to(weight.dtype)
-        cands = [self._admm(dense, problem, selection)]
-        if self.guard:
-            cands.append(dense)
-        best = None
-        for c in cands:
-            mask = selection.mask(c.abs())
-            start = c.masked_fill(mask, 0)
-            v = conjugate_gradients(start, dense, mask, matrix, self.cg_steps)
-            e0, e1 = problem.error(start, dense), problem.error(v, dense)
-            v = torch.where((e1 < e0)[:, None], v, start)
-            e = float(torch.minimum(e0, e1).sum())
-            if best is None or e < best[0]:
-                best = e, v, mask
-        return problem.leave(best[1], weight, best[2]), best[2]
+        solved = self._solve(dense.masked_fill(mask, 0), dense, mask, problem.matrix.to(weight.dtype))
+        return problem.leave(solved, weight, mask)
 
-    def _admm(self, dense, problem, selection):
-        values, vectors = torch.linalg.eigh(problem.matrix)
-        values, vectors = values.to(dense.dtype), vectors.to(dense.dtype)
-        size = dense.shape[1]
-        explicit = problem.matrix.dim() == 2 and size < 3 * dense.shape[0]
+    def _solve(self, start: Tensor, dense: Tensor, mask: Tensor, matrix: Tensor) -> Tensor:
+        """Algorithm 2; a row that rounding has made worse keeps its start."""
+        solved = conjugate_gradients(start, dense, mask, matrix, self.cg_steps)
+        worse = squared_error(solved, dense, matrix) > squared_error(start, dense, matrix)
+        return torch.where(worse[:, None], start, solved)
 
-        def solver(rho):
-            if explicit:
-                inv = (vectors / (values + rho)) @ vectors.T
-                return lambda m: m @ inv
-            return lambda m: times(times(m, vectors) / (values + rho), vectors.mT)
+    def _search(self, dense: Tensor, first: Tensor, values: Tensor, vectors: Tensor, selection: Selection) -> Tensor:
+        """Algorithm 1: the last solution of the quadratic step, (rows, n), whose largest entries are the support.
 
-        rho = self.rho0
-        checked = selection.mask(dense.abs())
-        total = checked.numel() - int(checked.sum())
-        current, kept, dual = dense, dense.masked_fill(checked, 0), torch.zeros_like(dense)
-        first = checked
-        grown = False
-        solve = solver(rho)
+        With D the pruned copy and Z the multiplier, `lifted` is B + Z/ρ, and D keeps its largest entries. Then Z/ρ
+        becomes `lifted` - D, and the quadratic step is B = B⁰ + ρ(A + ρ)⁻¹ (D - Z/ρ - B⁰).
+        """
+        rho, moved = self.rho0, False
+        apply = _shrink(rho, values, vectors, len(dense), self.update_every)
+        budget = first.numel() - int(first.sum())
+        kept, excess, seen = dense * ~first, torch.zeros_like(dense), first  # excess is Z/ρ
         for step in range(1, self.iterations + 1):
-            current = dense + solve(rho * (kept - dense) - dual)
-            lifted = current + dual / rho
+            solution = dense + apply(kept - excess - dense)
+            lifted = solution + excess
             mask = selection.mask(lifted.abs())
-            kept = lifted.masked_fill(mask, 0)
-            dual = rho * (lifted - kept)
+            kept = lifted * ~mask
+            excess = lifted - kept
             if step % self.update_every:
                 continue
-            changed = int((mask ^ checked).sum())
-            checked = mask
-            if step > 30 and changed <= 3e-4 * total:
+            changed = int((mask ^ seen).sum())
+            if (moved and changed == 0) or (step > LEAST_STEPS and changed <= SETTLED * budget):
                 break
-            if changed > 0.1 * total:
-                rho, grown = rho * 1.3, True
-            elif changed > 0.005 * total:
-                rho, grown = rho * 1.2, True
-            elif not grown:
+            seen, before = mask, rho
+            moved = moved or changed > 0.005 * budget
+            if not moved:
                 rho /= 5
                 if changed:
-                    kept, dual, checked = dense.masked_fill(first, 0), torch.zeros_like(dense), first
-            elif changed:
-                rho *= 1.1
+                    kept, excess, seen = dense * ~first, torch.zeros_like(dense), first
             else:
-                break
-            rho = min(rho, LARGEST_RHO)
-            solve = solver(rho)
-        self.stats = (step, rho)
-        return current
+                rho *= 1.3 if changed > 0.1 * budget else 1.2 if changed > 0.005 * budget else 1.1
+                rho = min(rho, LARGEST_RHO)
+            excess *= before / rho
+            apply = _shrink(rho, values, vectors, len(dense), self.update_every)
+        return solution
+
+
+def _decompose(gram: Tensor, damping: float) -> tuple[Quadratic, Tensor, Tensor]:
+    """The damped problem with eigenvalues (..., n) and eigenvectors (..., n, n) of its matrix, float64."""
+    for raised in backed_off(damping):
+        problem = Quadratic.of(gram, raised)
+        values, vectors = torch.linalg.eigh(problem.matrix)
+        if (values > 0).all():
+            break
+    return problem, values, vectors
+
+
+def _shrink(rho: float, values: Tensor, vectors: Tensor, rows: int, uses: int) -> Callable[[Tensor], Tensor]:
+    """Multiplication by ρ(A + ρ)⁻¹, which is formed where that pays for `uses` products with (rows, n)."""
+    factor = rho / (values + rho)
+    if vectors.dim() == 3 or vectors.shape[-1] < uses * rows:
+        matrix = (vectors * factor.unsqueeze(-2)) @ vectors.mT
+        return lambda x: times(x, matrix)
+    return lambda x: (x @ vectors * factor) @ vectors.mT

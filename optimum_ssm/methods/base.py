@@ -39,6 +39,7 @@ class WeightMethod(ABC):
         default_targets: short weight names pruned when the config names none; those that a family lacks are left out.
         default_scope: comparison group of the scores, as published.
         default_allocation: allocation used when the config names none.
+        default_reconstruction_epochs: passes that tune a block's kept weights when the config does not say.
         updates_weights: whether kept weights change.
     """
 
@@ -48,6 +49,7 @@ class WeightMethod(ABC):
     default_targets: ClassVar[tuple[str, ...]] = ("in_proj", "x_proj", "dt_proj", "out_proj")
     default_scope: ClassVar[str] = "tensor"
     default_allocation: ClassVar[str] = "uniform"
+    default_reconstruction_epochs: ClassVar[int] = 0
     updates_weights: ClassVar[bool] = False
 
     def statistics(self, kind: str) -> tuple[str, ...]:

@@ -32,5 +32,5 @@ class Random(WeightMethod):
 
     def score(self, weight: Tensor, statistics: Statistics, kind: str, selection: Selection) -> Tensor:
         digest = int(weight.double().abs().sum().item() * 1e6) % (2**31)
-        generator = torch.Generator().manual_seed(self.seed * 2**31 + digest)
+        generator = torch.Generator().manual_seed((self.seed * 2**31 + digest) % 2**63)
         return torch.rand(weight.shape, generator=generator).to(weight.device)

@@ -138,7 +138,7 @@ def _sweep(
     starts = range(0, columns, blocksize)
     widths = [min(blocksize, columns - start) for start in starts]
     chosen = torch.zeros_like(weight, dtype=torch.bool) if mask is None else mask.clone()
-    counts = [0] * len(widths) if mask is not None else split_evenly(selection.count, widths)
+    counts = [0] * len(widths) if mask is not None else _block_counts(selection, widths, len(weight))
     for start, width, count in zip(starts, widths, counts):
         stop = start + width
         block = weight[:, start:stop]
@@ -148,6 +148,18 @@ def _sweep(
         if stop < columns:
             weight[:, stop:] -= errors @ factor[start:stop, stop:]
     return weight, chosen
+
+
+def _block_counts(selection: Selection, widths: list[int], rows: int) -> list[int]:
+    """Entries to remove from each block of columns, so that the tensor, and with `scope="row"` every row, has its share."""
+    if selection.scope != "row" or selection.pattern.is_n_m:
+        return split_evenly(selection.count, widths)
+    of_row, extra = divmod(selection.count, rows)
+    shares = split_evenly(of_row, widths)
+    counts = [rows * share for share in shares]
+    if extra:  # one block alone may take one entry more of some rows: rows then differ by one at most
+        counts[max(i for i, share in enumerate(shares) if share < widths[i])] += extra
+    return counts
 
 
 def _sweep_block(block: Tensor, factor: Tensor, dead: Tensor, chosen: Tensor, selection: Selection | None) -> Tensor:

@@ -2,23 +2,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Mamba-1 selective scan in torch, with sums over time taken in the same pass.
 
-Time runs in chunks. A chunk holds its decays and its states as two reused buffers of shape
-[steps, batch, state size, channels]: channels last, so that every elementwise operation runs over long contiguous
-rows, and small enough for the cache. The whole trajectory is never held, only a chunk of it.
+Time runs in chunks (`recurrence.py`): the states of a chunk are held together, those of the sequence never.
 
 The sums serve SparseSSM (arXiv 2506.09613, Theorem 1 and Algorithm 1: "state_prev", "state_prev_total", "decay_sum"),
 the exact squared change of y when one A_log entry becomes memoryless ("decay_error") and the squared change of y when
 one state of one channel is removed, the state energy of GHOST (arXiv 2602.11408: "state_energy").
 """
 
-import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from ..errors import ConfigurationError
+from .recurrence import BatchSlice, Inputs
 from .scan_sums import ScanSum, allocate, check_inputs, check_sums, compute_dtype
 
 
@@ -32,14 +28,12 @@ SCAN_SUMS: dict[str, ScanSum] = {
     "gate_energy": ScanSum(("channels",), "sum over s, t of silu(z_{t,c})^2"),
 }
 
-# Elements of one chunk buffer, measured on CPU: larger ones leave the cache, smaller ones pay for more calls. An
-# accelerator has no such cache to respect and is starved by small chunks.
-_CPU_CHUNK_ELEMENTS = 2**21
+# Elements of one chunk buffer. On CPU they are counted per thread: a thread's share of both buffers stays in its own
+# cache. An accelerator is starved by small chunks.
+_CPU_CHUNK_ELEMENTS = 2**17
 _DEVICE_CHUNK_ELEMENTS = 2**25
 # One time step of one batch slice on CPU. Sequences are independent, so a large batch is walked in slices.
-_CPU_STEP_ELEMENTS = 2**17
-# Steps of a chunk are read from [..., L] rows: 16 floats are one cache line.
-_STEP_MULTIPLE = 16
+_CPU_STEP_ELEMENTS = 2**16
 
 
 def allocate_sums(
@@ -123,26 +117,11 @@ def selective_scan(
     if "gate_energy" in sums and z is None:
         raise ConfigurationError("sum 'gate_energy' needs the gate: pass z or leave the sum out")
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        y, state = _scan(_Inputs(x, dt, A, B, C, D, z, delta_bias, delta_softplus), sums, chunk_size)
+        y, state = _scan(Inputs(x, dt, A, B, C, D, z, delta_bias, delta_softplus), sums, chunk_size)
     return (y, state) if return_last_state else y
 
 
-@dataclass(frozen=True)
-class _Inputs:
-    """The arguments of `selective_scan`, as they came."""
-
-    x: torch.Tensor
-    dt: torch.Tensor
-    A: torch.Tensor
-    B: torch.Tensor
-    C: torch.Tensor
-    D: torch.Tensor | None
-    z: torch.Tensor | None
-    delta_bias: torch.Tensor | None
-    delta_softplus: bool
-
-
-def _scan(inputs: _Inputs, sums: dict[str, torch.Tensor], chunk_size: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+def _scan(inputs: Inputs, sums: dict[str, torch.Tensor], chunk_size: int | None) -> tuple[torch.Tensor, torch.Tensor]:
     """y [B, I, L] and the last state [B, I, N]."""
     x, state_size = inputs.x, inputs.A.shape[1]
     batch, channels, length = x.shape
@@ -151,7 +130,7 @@ def _scan(inputs: _Inputs, sums: dict[str, torch.Tensor], chunk_size: int | None
     state = x.new_empty(batch, state_size, channels, dtype=compute_dtype(x))
     for first in range(0, batch, sequences):
         part = slice(first, first + sequences)
-        _BatchSlice(inputs, part).run(y[part], state[part], sums, steps)
+        BatchSlice(inputs, part).run(y[part], state[part], sums, steps)
     return y.transpose(1, 2), state.transpose(1, 2)
 
 
@@ -159,141 +138,9 @@ def _tiling(x: torch.Tensor, state_size: int, chunk_size: int | None) -> tuple[i
     """How many sequences run together, and how many time steps a chunk has."""
     batch, channels, length = x.shape
     step = max(1, channels * state_size)
-    on_cpu = x.device.type == "cpu"
-    sequences = max(1, min(batch, _CPU_STEP_ELEMENTS // step)) if on_cpu else max(1, batch)
-    if chunk_size is None:
-        elements = _CPU_CHUNK_ELEMENTS if on_cpu else _DEVICE_CHUNK_ELEMENTS
-        chunk_size = math.ceil(elements / (sequences * step * _STEP_MULTIPLE)) * _STEP_MULTIPLE
-    return sequences, max(1, min(length, chunk_size))
-
-
-class _BatchSlice:
-    """b sequences that run together: their inputs, the small ones already in the layout of the buffers."""
-
-    def __init__(self, inputs: _Inputs, part: slice) -> None:
-        dtype = compute_dtype(inputs.x)
-        self.x, self.dt = inputs.x[part], inputs.dt[part]
-        self.z = None if inputs.z is None else inputs.z[part]
-        self.A = inputs.A.to(dtype).t().contiguous()  # [N, I]
-        self.B = inputs.B[part].to(dtype).permute(2, 0, 1).contiguous()  # [L, b, N]
-        self.C = inputs.C[part].to(dtype).permute(2, 0, 1).contiguous()
-        self.D = None if inputs.D is None else inputs.D.to(dtype)
-        self.delta_bias = None if inputs.delta_bias is None else inputs.delta_bias.to(dtype)
-        self.delta_softplus = inputs.delta_softplus
-
-    def run(self, y: torch.Tensor, last_state: torch.Tensor, sums: dict[str, torch.Tensor], steps: int) -> None:
-        """Fills y [b, L, I] and last_state [b, N, I] and adds to `sums`, `steps` time steps at once."""
-        (batch, channels, length), state_size = self.x.shape, self.A.shape[0]
-        decay = self.A.new_empty(steps, batch, state_size, channels)
-        # Row 0 carries the state over from the last chunk, row k + 1 is the state after step k: so the states before
-        # and after every step are two views of one buffer.
-        states = self.A.new_empty(steps + 1, batch, state_size, channels)
-        states[0].zero_()
-        decay_rows, state_rows = decay.unbind(0), states.unbind(0)
-        totals = _SliceSums(sums, states[0], steps)
-        for start in range(0, length, steps):
-            window = slice(start, min(start + steps, length))
-            count = window.stop - window.start
-            x = _time_first(self.x[:, :, window], self.A.dtype)
-            B, C = self.B[window], self.C[window]
-            delta = self._delta(window)
-            torch.mul(delta.unsqueeze(2), self.A, out=decay[:count]).exp_()
-            torch.mul((delta * x).unsqueeze(2), B.unsqueeze(3), out=states[1 : count + 1])
-            for step in range(count):
-                state_rows[step + 1].addcmul_(decay_rows[step], state_rows[step])
-            y[:, window].copy_(self._output(window, x, states[1 : count + 1], C, totals).transpose(0, 1))
-            totals.add(window, decay[:count], states[: count + 1], C.unsqueeze(3))
-            state_rows[0].copy_(state_rows[count])
-        totals.close()
-        last_state.copy_(states[0])
-
-    def _output(
-        self, window: slice, x: torch.Tensor, states: torch.Tensor, C: torch.Tensor, totals: "_SliceSums"
-    ) -> torch.Tensor:
-        """y of the steps of `window`, [steps, b, I]."""
-        output = torch.bmm(C.flatten(0, 1).unsqueeze(1), states.flatten(0, 1)).view(x.shape)
-        if self.D is not None:
-            output.addcmul_(x, self.D)
-        if self.z is not None:
-            gate = F.silu(_time_first(self.z[:, :, window], self.A.dtype))
-            output.mul_(gate)
-            totals.add_gate(gate)
-        return output
-
-    def _delta(self, window: slice) -> torch.Tensor:
-        """Δ of the steps of `window`, [steps, b, I]."""
-        delta = _time_first(self.dt[:, :, window], self.A.dtype)
-        if self.delta_bias is not None:
-            delta = delta + self.delta_bias
-        return F.softplus(delta) if self.delta_softplus else delta
-
-
-class _SliceSums:
-    """The sums of one batch slice. Those over time are taken in the scan's dtype over one call and only then added to
-    the caller's tensors, so that float64 accumulators lose nothing over many calls."""
-
-    _OVER_TIME = ("decay_error", "state_energy", "state_prev_total")
-
-    def __init__(self, sums: dict[str, torch.Tensor], state: torch.Tensor, steps: int) -> None:
-        self.sums = sums
-        self.shape = state.shape
-        self.partial = {name: state.new_zeros(state.numel()) for name in self._OVER_TIME if name in sums}
-        if "gate_energy" in sums:
-            self.partial["gate_energy"] = state.new_zeros(self.shape[0] * self.shape[2])
-        self.ones = state.new_ones(steps)
-
-    def add(self, window: slice, decay: torch.Tensor, states: torch.Tensor, C: torch.Tensor) -> None:
-        """Adds a chunk: decay [steps, b, N, I] (overwritten), states [steps + 1, b, N, I], C [steps, b, N, 1]."""
-        sums, before, after = self.sums, states[:-1], states[1:]
-        if "decay_sum" in sums:
-            self._add_per_step("decay_sum", window, decay)
-        if "decay_error" in sums:
-            self._add_squares("decay_error", decay.mul_(before).mul_(C))
-        # From here on the decays are spent and their buffer is scratch.
-        if "state_energy" in sums:
-            self._add_squares("state_energy", torch.mul(after, C, out=decay))
-        if "state_prev_total" in sums or "state_prev" in sums:
-            squares = torch.mul(before, before, out=decay)
-            if "state_prev" in sums:
-                self._add_per_step("state_prev", window, squares)
-            if "state_prev_total" in sums:
-                self._add("state_prev_total", squares)
-
-    def add_gate(self, gate: torch.Tensor) -> None:
-        """Adds silu(z) of a chunk, [steps, b, I], which is overwritten."""
-        if "gate_energy" in self.sums:
-            self._add_squares("gate_energy", gate)
-
-    def close(self) -> None:
-        """Adds the partial sums to the caller's tensors."""
-        batch, state_size, channels = self.shape
-        for name, partial in self.partial.items():
-            if name == "gate_energy":
-                self.sums[name].add_(partial.view(batch, channels).sum(0))
-            else:
-                self.sums[name].add_(partial.view(batch, state_size, channels).sum(0).t())
-
-    def _add_squares(self, name: str, values: torch.Tensor) -> None:
-        self._add(name, values.mul_(values))
-
-    def _add(self, name: str, values: torch.Tensor) -> None:
-        # A sum over the leading dimension as a matrix-vector product is several times faster on CPU than torch.sum.
-        self.partial[name].addmv_(values.flatten(1).t(), self.ones[: len(values)])
-
-    def _add_per_step(self, name: str, window: slice, values: torch.Tensor) -> None:
-        over_batch = values[:, 0] if self.shape[0] == 1 else values.sum(1)
-        self.sums[name][window].add_(over_batch.transpose(1, 2))
-
-
-def _time_first(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """`rows` [b, I, steps], usually a window of [b, I, L], as [steps, b, I] with contiguous channels: maybe a view."""
-    turned = rows.permute(2, 0, 1)
-    if turned.stride(2) == 1:
-        return turned.to(dtype)
-    if rows.device.type != "cpu":
-        return turned.to(dtype).contiguous()
-    # Two copies, along the cache lines and then inside the cache: 2 to 5 times faster than one strided copy.
-    result = rows.new_empty(rows.shape[2], *rows.shape[:2], dtype=dtype)
-    for index, sequence in enumerate(rows):
-        result[:, index].copy_(sequence.to(dtype).contiguous().t())
-    return result
+    sequences, elements = max(1, batch), _DEVICE_CHUNK_ELEMENTS
+    if x.device.type == "cpu":
+        sequences = max(1, min(batch, _CPU_STEP_ELEMENTS // step))
+        elements = _CPU_CHUNK_ELEMENTS * torch.get_num_threads()
+    steps = elements // (sequences * step) if chunk_size is None else chunk_size
+    return sequences, max(1, min(length, steps))

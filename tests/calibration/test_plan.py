@@ -2,14 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A pass is checked against the model before any weight is touched."""
 
-import logging
 import re
 from collections.abc import Callable
 
 import pytest
 import torch
 from transformers import PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from optimum_ssm import ConfigurationError, SSMPruner, SSMPrunerConfig
 from optimum_ssm.calibration.plan import Plan, make_plan
@@ -131,11 +129,9 @@ def test_n_m_on_one_number_per_head_is_kept_with_the_reason(tiny_mamba2: PreTrai
 
 @pytest.fixture
 def warnings(caplog: pytest.LogCaptureFixture) -> Callable[[], str]:
-    """What optimum_ssm warned about so far; transformers' loggers do not propagate by themselves."""
-    transformers_logging.enable_propagation()
-    caplog.set_level(logging.WARNING)
-    yield lambda: "\n".join(record.getMessage() for record in caplog.records if record.name.startswith("optimum_ssm"))
-    transformers_logging.disable_propagation()
+    """What optimum_ssm warned about so far."""
+    caplog.set_level("WARNING")
+    return lambda: "\n".join(record.getMessage() for record in caplog.records if record.name.startswith("optimum_ssm"))
 
 
 @pytest.mark.parametrize(
@@ -157,6 +153,11 @@ def test_a_criterion_that_does_not_fit_the_fill_is_warned_about(
 ) -> None:
     plan_of(tiny_mamba, targets=["A_log"], **options)
     assert bool(re.search("estimate the damage of a_log_fill=.*expect a worse model", warnings())) == warned
+
+
+def test_a_pass_warns_once(tiny_mamba: PreTrainedModel, warnings: Callable[[], str]) -> None:
+    SSMPruner(tiny_mamba).prune({"method": "magnitude", "sparsity": 0.5, "targets": ["A_log"]})
+    assert warnings().count("expect a worse model") == 1
 
 
 def test_no_fill_warning_without_a_log(tiny_mamba: PreTrainedModel, warnings: Callable[[], str]) -> None:

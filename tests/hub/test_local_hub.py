@@ -25,7 +25,8 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, Repositor
 from transformers import MambaConfig, MambaForCausalLM
 
 from optimum_ssm.errors import CheckpointError
-from optimum_ssm.hub.original_checkpoints import export_original, load_original
+from optimum_ssm.hub.original_checkpoints import load_original
+from optimum_ssm.hub.original_export import export_original
 
 from .local_hub import LocalHub
 
@@ -190,7 +191,8 @@ def test_settings_of_the_process_come_back() -> None:
 IN_ANOTHER_PROCESS = """
 import json, sys
 from transformers import AutoModelForCausalLM
-from optimum_ssm.hub.original_checkpoints import export_original, load_original
+from optimum_ssm.hub.original_checkpoints import load_original
+from optimum_ssm.hub.original_export import export_original
 
 model = load_original(sys.argv[1], json.loads(sys.argv[2]), revision="main")
 model.push_to_hub("tester/converted", private=True)

@@ -52,7 +52,9 @@ def problems(model, ids):
 
 
 @pytest.mark.parametrize("name, weights", [("mamba-tiny", 24), ("mamba2-tiny", 12)])
-def test_sparsegpt_loses_no_more_than_wanda_and_wanda_no_more_than_magnitude(load_trained, calibration_ids, name, weights):
+def test_sparsegpt_loses_no_more_than_wanda_and_wanda_no_more_than_magnitude(
+    load_trained, calibration_ids, name, weights
+):
     found = problems(load_trained(name), calibration_ids)
     assert len(found) == weights
     compared, violations = 0, []

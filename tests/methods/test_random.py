@@ -37,3 +37,8 @@ def test_scores_do_not_follow_the_magnitude():
     weight = torch.randn(100, 100)
     correlation = torch.corrcoef(torch.stack([weight.abs().flatten(), scores(weight).flatten()]))[0, 1]
     assert abs(float(correlation)) < 0.05
+
+
+def test_no_seed_is_too_large():
+    weight = torch.randn(4, 4)
+    assert not torch.equal(scores(weight, 2**40), scores(weight, 2**40 + 1))

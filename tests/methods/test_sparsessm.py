@@ -121,16 +121,16 @@ WEIGHTS = {
 @pytest.mark.parametrize("mode", WEIGHTS)
 def test_v2_is_the_weighted_sum_over_time(a_log, sums, mode):
     raw = [float(WEIGHTS[mode](t)) for t in range(LENGTH)]
-    expected = sum(
-        w / sum(raw) * sums["decay_sum"][t] ** 2 * sums["state_prev"][t] for t, w in enumerate(raw)
-    )
+    expected = sum(w / sum(raw) * sums["decay_sum"][t] ** 2 * sums["state_prev"][t] for t, w in enumerate(raw))
     method = SparseSSM(variant="v2", time_weight=mode, time_power=1.5, time_discount=0.8)
     assert torch.allclose(method.score(a_log, sums, "a_log", Selection(5)), expected, rtol=1e-5)
 
 
 def test_v2_weighs_by_power_and_under_n_m_by_window_unless_told(a_log, sums):
     def scores(pattern, **kwargs):
-        return SparseSSM(variant="v2", **kwargs).score(a_log, sums, "a_log", Selection(5, pattern=Pattern.parse(pattern)))
+        return SparseSSM(variant="v2", **kwargs).score(
+            a_log, sums, "a_log", Selection(5, pattern=Pattern.parse(pattern))
+        )
 
     assert torch.equal(scores("unstructured"), scores("unstructured", time_weight="power", time_power=1.0))
     assert torch.equal(scores("2:4"), scores("unstructured", time_weight="window"))

@@ -54,7 +54,8 @@ def test_equals_magnitude_per_row_when_all_inputs_are_equally_strong():
     statistics = {"col_energy": torch.full((16,), 0.37)}
     selection = Selection(70, "row")
     assert torch.equal(
-        Wanda().prune(weight, statistics, "linear", selection)[1], Magnitude().prune(weight, {}, "linear", selection)[1]
+        Wanda().prune(weight, statistics, "linear", selection)[1],
+        Magnitude().prune(weight, {}, "linear", selection)[1],
     )
 
 

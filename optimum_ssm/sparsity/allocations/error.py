@@ -36,8 +36,8 @@ class Error(Allocation):
     source: ClassVar[str] = "this library's; marginal-error greedy as in classic optimal bit allocation"
 
     solver: str = "sparsegpt"
-    spread: float = 0.2
-    points: int = 5
+    spread: float = 0.25
+    points: int = 9
 
     def __post_init__(self) -> None:
         if not 0 < self.spread < 1 or self.points < 2:
