@@ -21,7 +21,7 @@ from .sparsity.pattern import Pattern
 
 SCOPES = ("row", "tensor", "global")
 A_LOG_FILLS = ("memoryless", "zero")
-RECONSTRUCTION_KEYS = ("lr", "batch_size")
+RECONSTRUCTION_KEYS = {"lr": (int, float), "batch_size": int}
 LARGEST_MEMORYLESS = 88.0  # exp of more than this is infinite in float32
 
 
@@ -73,7 +73,8 @@ class SSMPrunerConfig:
     seed: int = _option(0, "seed of the calibration blocks and of methods that draw")
     sequential: bool = _option(True, "let the outputs of a pruned block feed the next one")
     reconstruction_epochs: int | None = _option(
-        None, "passes over the text that tune a block's kept weights after pruning it; default: the method's own, mostly 0"
+        None,
+        "passes over the text that tune a block's kept weights after pruning it; default: the method's own, mostly 0",
     )
     reconstruction_kwargs: dict = _option(
         {}, "parameters of the block reconstruction, lr and batch_size, as key=value"
@@ -143,9 +144,14 @@ class SSMPrunerConfig:
         METHODS.build(self.method, self.method_kwargs, "method_kwargs")
         if self.allocation is not None:
             ALLOCATIONS.build(self.allocation, self.allocation_kwargs, "allocation_kwargs")
-        for key in self.reconstruction_kwargs:
+        for key, value in self.reconstruction_kwargs.items():
             if key not in RECONSTRUCTION_KEYS:
                 raise ConfigurationError(unknown("reconstruction_kwargs key", key, list(RECONSTRUCTION_KEYS)))
+            if isinstance(value, bool) or not isinstance(value, RECONSTRUCTION_KEYS[key]):
+                names = "number" if key == "lr" else "int"
+                raise ConfigurationError(
+                    f"reconstruction_kwargs {key}={value!r} must be a {names}, got {type(value).__name__}"
+                )
         if self.scope == "global" and self.allocation not in (None, "global"):
             raise ConfigurationError(
                 f"scope='global' compares all weights at once and so contradicts allocation={self.allocation!r}; "

@@ -12,7 +12,7 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerCallback
 from transformers.utils import logging
 
 from .calibration.data import calibration_blocks
@@ -152,6 +152,23 @@ class SSMPruner:
         found = measure_perplexity(self.model, self.tokenizer, dataset, **kwargs)
         self.report.perplexity[stage] = found.to_dict()
         return found.perplexity
+
+    def sparsity_callback(self) -> TrainerCallback:
+        """A callback for transformers' `Trainer` that keeps removed entries removed while the others are tuned.
+
+        Returns:
+            `TrainerCallback`: `Trainer(pruner.model, …, callbacks=[pruner.sparsity_callback()])`.
+
+        Raises:
+            ConfigurationError: nothing was removed yet.
+            CheckpointError: the last `prune()` ended half way.
+        """
+        from .training.masks import SparsityCallback, masks_of  # brings the Trainer, which is slow to import
+
+        self._check_finished()
+        callback = SparsityCallback(masks_of(self))
+        self.report.perplexity.pop("pruned", None)  # the model is about to change
+        return callback
 
     def save_pretrained(self, save_directory: str | os.PathLike, *, overwrite: bool = False, **kwargs: Any) -> None:
         """Write model, tokenizer, settings, report, card and picture; the directory appears whole or not at all.

@@ -104,6 +104,14 @@ def test_a_list_of_names_holds_nothing_else(field):
             {"reconstruction_epochs": 1, "reconstruction_kwargs": {"lrr": 1e-4}},
             "unknown reconstruction_kwargs key 'lrr'. Did you mean 'lr'? Allowed: lr, batch_size",
         ),
+        (
+            {"reconstruction_kwargs": {"lr": "1e-4"}},
+            "reconstruction_kwargs lr='1e-4' must be a number, got str",
+        ),
+        (
+            {"reconstruction_kwargs": {"batch_size": 2.0}},
+            "reconstruction_kwargs batch_size=2.0 must be a int, got float",
+        ),
         ({"memoryless_value": 0}, "memoryless_value=0 must lie in (0, 88]: above it exp overflows"),
         ({"memoryless_value": 88.5}, "memoryless_value=88.5 must lie in (0, 88]: above it exp overflows"),
         ({"memoryless_value": float("inf")}, "memoryless_value=inf must lie in (0, 88]: above it exp overflows"),

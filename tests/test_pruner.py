@@ -138,6 +138,33 @@ def test_reloaded_is_bit_equal_to_pruned_on_trained_models(
     assert_same_model(pruner.model, AutoModelForCausalLM.from_pretrained(tmp_path / "out"), ids)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tuning_a_block_revives_nothing_and_reloads(
+    either_tiny_model: PreTrainedModel,
+    token_ids: Callable[..., Tensor],
+    tmp_path: Path,
+    no_picture: None,
+    dtype: torch.dtype,
+) -> None:
+    """Also what an earlier pass removed, from weights that the tuned pass does not target."""
+    model, data = either_tiny_model.to(dtype), {"dataset": token_ids(), "seq_len": 24, "reconstruction_epochs": 2}
+    recipe = [
+        {"method": "magnitude", "sparsity": 0.5, "targets": ["out_proj", "A_log"], "a_log_fill": "memoryless"},
+        {"method": "wanda", "sparsity": 0.5, "targets": ["in_proj"], **data},
+    ]
+    pruner = SSMPruner(model, pruning_config=recipe)
+    pruner.prune(recipe[0])
+    bias = model.base_model.layers[0].mixer.conv1d.bias.clone()
+    pruner.prune(recipe[1])
+    assert not torch.equal(bias, model.base_model.layers[0].mixer.conv1d.bias), "something was tuned"
+    assert len(pruner.masks) == 6
+    for name, mask in pruner.masks.items():
+        fill = 38 if name.endswith("A_log") else 0
+        assert mask.sum() == mask.numel() // 2 and (model.get_parameter(name)[mask] == fill).all(), name
+    pruner.save_pretrained(tmp_path / "out")
+    assert_same_model(model, AutoModelForCausalLM.from_pretrained(tmp_path / "out"), token_ids())
+
+
 def test_perplexity_before_saving_and_after_reloading_is_one_number(
     assets: Path, tmp_path: Path, no_picture: None
 ) -> None:

@@ -119,7 +119,8 @@ def make_plan(model: nn.Module, family: Family, config: SSMPrunerConfig) -> Plan
         kwargs.setdefault("seed", config.seed)
     method = METHODS.build(config.method, kwargs, "method_kwargs")
     pattern = Pattern.parse(config.pattern)
-    scope = config.scope or method.default_scope
+    method.check(pattern, config.scope)
+    scope = "row" if pattern.is_n_m else config.scope or method.default_scope
     name = config.allocation or ("uniform" if pattern.is_n_m else method.default_allocation)
     if scope == "global":
         name, scope = "global", "tensor"
@@ -180,5 +181,7 @@ def _warn_about_a_log(plan: Plan) -> None:
             f"the scores of {plan.config.method!r} for A_log estimate the damage of a_log_fill={fill!r}, but the config "
             f"says {plan.config.a_log_fill!r}: expect a worse model"
         )
+    if plan.config.scope == "global":
+        logger.warning("scope='global' leaves A_log its uniform share: its scores are in other units than the others'")
     if plan.pattern.is_n_m:
         logger.warning(f"{plan.config.pattern} on A_log speeds up no kernel: A_log is not a matrix of a product")

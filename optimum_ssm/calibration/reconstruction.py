@@ -64,16 +64,19 @@ class Reconstruction:
         scale = sum(float((wish.float() - x.float()).square().sum()) for x, wish in pairs)
         parameters = list(block.parameters())
         flags, dtypes = [p.requires_grad for p in parameters], [p.dtype for p in parameters]
+        gradients = [p.grad for p in parameters]  # the user's: neither to be stepped along nor to be lost
         before = self._loss(pairs, forward) / scale
         saved = [p.detach().clone() for p in parameters]
+        for parameter in parameters:
+            parameter.grad = None
         block.float()  # steps of the size of the learning rate would be lost in bfloat16
         try:
             self._steps(block, name, pairs, scale / len(pairs), forward, restore)
         finally:
-            for parameter, dtype, flag in zip(parameters, dtypes, flags):
+            for parameter, dtype, flag, gradient in zip(parameters, dtypes, flags, gradients):
                 parameter.data = parameter.data.to(dtype)
                 parameter.requires_grad_(flag)
-                parameter.grad = None
+                parameter.grad = gradient
         restore()
         after = self._loss(pairs, forward) / scale
         if after >= before:  # never leave a block worse than pruning left it

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The output error of one weight as a quadratic form, and what the solvers of it share.
 
-Shapes: a weight is (rows, n). Its Gram matrix is (n, n) where all rows have the same input, or (rows, n, n) where every
-row has its own (depthwise convolutions). Everything here works on both.
+Shapes: a weight is (rows, n). Its Gram matrix is (n, n) where all rows have the same input, or (rows, n, n) where
+every row has its own (depthwise convolutions). Everything here works on both.
 """
 
 from __future__ import annotations
@@ -15,6 +15,10 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
+from ..sparsity.selection import Selection
+
+
+MOST_TAPS = 10  # 2^taps subsets are tried
 
 logger = logging.get_logger(__name__)
 
@@ -62,7 +66,7 @@ class Quadratic:
         return (weight * self.scale.to(weight.dtype)).masked_fill(self.dead, 0)
 
     def leave(self, values: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
-        """W' = B E⁻¹, exactly 0 in `mask`. At a dead input that survives the old weight stays: nothing speaks for another.
+        """W' = B E⁻¹, exactly 0 in `mask`. A dead input that survives keeps its weight: nothing speaks for another.
 
         Raises:
             ValueError: W' is not finite.
@@ -74,7 +78,7 @@ class Quadratic:
 
 
 def input_scale(gram: Tensor, damping: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Root of the damped Gram diagonal, float64, 1 at dead inputs; and the dead inputs. Arguments as `Quadratic.of`."""
+    """Root of the damped Gram diagonal, float64, 1 at dead inputs; and the dead inputs. Arguments as in `of`."""
     diagonal = gram.diagonal(dim1=-2, dim2=-1).double()
     dead = diagonal == 0
     mean = diagonal.sum(-1, keepdim=True) / (~dead).sum(-1, keepdim=True).clamp_min(1)
@@ -160,3 +164,52 @@ def exact_solve(weight: Tensor, mask: Tensor, gram: Tensor) -> Tensor:
     system = gram * kept[:, :, None] * kept[:, None, :] + torch.diag_embed(1 - kept)
     right = times(weight.double(), gram) * kept
     return torch.linalg.solve(system, right.unsqueeze(2)).squeeze(2).masked_fill(mask, 0).to(weight.dtype)
+
+
+def best_subsets(weight: Tensor, gram: Tensor, selection: Selection) -> Tensor:
+    """The mask with the least error after re-solving, found by trying every subset of the taps of every channel.
+
+    With N:M and with `scope="row"` nothing is better. With `scope="tensor"` channels compete by the lower convex hulls
+    of their error curves: nothing is better but for the last few entries of the budget.
+
+    Args:
+        weight (`Tensor`): (channels, taps).
+        gram (`Tensor`): (channels, taps, taps), positive definite.
+        selection (`Selection`): the budget.
+
+    Returns:
+        `Tensor`: bool, (channels, taps), `True` = pruned.
+
+    Raises:
+        ValueError: there are more than 10 taps.
+    """
+    taps, group = weight.shape[1], selection.pattern.group
+    if taps > MOST_TAPS:
+        raise ValueError(
+            f"all subsets of {taps} taps are too many to try; at most {MOST_TAPS} taps can be solved exactly"
+        )
+    subsets = torch.cartesian_prod(*[torch.tensor([False, True], device=weight.device)] * taps).reshape(-1, taps)
+    removed, double = subsets.sum(1), weight.double()
+    solved = (exact_solve(double, subset.expand_as(weight), gram) for subset in subsets)
+    errors = torch.stack([squared_error(values, double, gram.double()) for values in solved], 1)
+    if selection.pattern.is_n_m:
+        in_groups = subsets.reshape(len(subsets), -1, group).sum(2)
+        allowed = (in_groups == group - selection.pattern.keep).all(1).expand_as(errors)
+    else:
+        curves = torch.stack([errors[:, removed == count].amin(1) for count in range(taps + 1)], 1)
+        counts = selection.mask(_convex_steps(curves)).sum(1, keepdim=True)
+        allowed = removed == counts
+    return subsets[errors.masked_fill(~allowed, torch.inf).argmin(1)]
+
+
+def _convex_steps(curves: Tensor) -> Tensor:
+    """Ascending steps of the lower convex hull of every row: (rows, n + 1) -> (rows, n)."""
+    n = curves.shape[1] - 1
+    steps = []
+    for step in range(1, n + 1):
+        means = [
+            torch.stack([(curves[:, stop] - curves[:, start]) / (stop - start) for stop in range(step, n + 1)]).amin(0)
+            for start in range(step)
+        ]
+        steps.append(torch.stack(means).amax(0))
+    return torch.stack(steps, 1).cummax(1).values  # rounding must not put a step before an earlier one

@@ -22,9 +22,9 @@ from .base import Statistics, WeightMethod
 class ADMMGrad(WeightMethod):
     """Alternates between solving the quadratic problem and keeping the largest entries, about as cheap as SparseGPT.
 
-    Inputs are scaled to unit energy. In iteration i < `mask_steps` the mask holds the share 1 - (1 - (i+1)/mask_steps)³
-    of the budget, later it stays as it is. With N:M the largest N of every group are safe and the lowest of the others
-    go first. Depthwise convolutions have one taps x taps problem per channel.
+    Inputs are scaled to unit energy. In iteration i < m = `mask_steps` the mask holds the share 1 - (1 - (i+1)/m)³ of
+    the budget, later it stays as it is. With N:M the largest N of every group are safe and the lowest of the others go
+    first. Depthwise convolutions have one taps x taps problem per channel.
 
     Args:
         damping (`float`): ridge on the unit diagonal of the scaled Gram matrix. It grows tenfold, at most five times,

@@ -14,7 +14,15 @@ from torch import Tensor
 from ..errors import ConfigurationError
 from ..sparsity.selection import Selection
 from . import register_method
-from ._quadratic import Quadratic, backed_off, conjugate_gradients, input_scale, squared_error, times
+from ._quadratic import (
+    Quadratic,
+    backed_off,
+    best_subsets,
+    conjugate_gradients,
+    exact_solve,
+    input_scale,
+    squared_error,
+)
 from .base import Statistics, WeightMethod
 
 
@@ -28,16 +36,16 @@ class ALPS(WeightMethod):
     """Minimises the damped output error ‖X (W' - W)ᵀ‖² + λ‖W' - W‖² over all masks of the budget at once.
 
     ADMM alternates between two copies of the weight: one solves the quadratic problem exactly, the other keeps its
-    largest entries (or the largest of each N:M group); a multiplier draws them together, with a penalty ρ that grows as
-    long as the support still changes. Inputs are scaled to unit energy first. On the support that it ends with,
+    largest entries (or the largest of each N:M group); a multiplier draws them together, with a penalty ρ that grows
+    while the support still changes. Inputs are scaled to unit energy first. On the support that it ends with,
     conjugate gradients re-solve the kept weights. If dense weights cut by their Wanda scores are better than that
     (they can be where inputs are almost uncorrelated), their support is re-solved instead.
 
-    Depthwise convolutions have one taps x taps problem per channel; with `scope="tensor"` all share one budget.
+    Depthwise convolutions have one taps x taps problem per channel, small enough to try every subset of the taps.
 
     Args:
-        damping (`float`): λ as a share of the mean Gram diagonal over live inputs. It grows tenfold, at most five times,
-            when the Gram matrix is not positive definite.
+        damping (`float`): λ as a share of the mean Gram diagonal over live inputs. It grows tenfold, at most five
+            times, when the Gram matrix is not positive definite.
         rho0 (`float`): first penalty ρ. It falls fivefold, and the search starts again, until the support moves.
         iterations (`int`): most ADMM iterations; about 35 are the rule.
         update_every (`int`): iterations between two looks at the support, which may change ρ or end the search.
@@ -79,6 +87,9 @@ class ALPS(WeightMethod):
             return weight, torch.zeros_like(weight, dtype=torch.bool)
         problem, values, vectors = _decompose(statistics[self.statistics(kind)[0]], self.damping)
         dense, matrix = problem.enter(weight), problem.matrix.to(weight.dtype)
+        if kind == "conv":
+            mask = best_subsets(dense, problem.matrix, selection)
+            return problem.leave(exact_solve(dense, mask, problem.matrix), weight, mask), mask
         wanda = selection.mask(dense.abs())
         found = self._search(dense, wanda, values.to(weight.dtype), vectors.to(weight.dtype), selection)
         mask = selection.mask(found.abs())
@@ -89,7 +100,7 @@ class ALPS(WeightMethod):
         return problem.leave(solved, weight, mask), mask
 
     def reconstruct(self, weight: Tensor, mask: Tensor, statistics: Statistics, kind: str = "linear") -> Tensor:
-        """Conjugate gradients alone, on a given mask (`True` = pruned), so that they can follow any other criterion."""
+        """Conjugate gradients alone, on a given mask (`True` = pruned), so that they can follow any criterion."""
         problem = Quadratic.of(statistics[self.statistics(kind)[0]], self.damping)
         dense = problem.enter(weight)
         solved = self._solve(dense.masked_fill(mask, 0), dense, mask, problem.matrix.to(weight.dtype))
@@ -137,10 +148,13 @@ class ALPS(WeightMethod):
 
 
 def _decompose(gram: Tensor, damping: float) -> tuple[Quadratic, Tensor, Tensor]:
-    """The damped problem with eigenvalues (..., n) and eigenvectors (..., n, n) of its matrix, float64."""
+    """The damped problem, and eigenvalues (..., n) and eigenvectors (..., n, n) of its matrix in float64."""
     for raised in backed_off(damping):
         problem = Quadratic.of(gram, raised)
-        values, vectors = torch.linalg.eigh(problem.matrix)
+        try:
+            values, vectors = torch.linalg.eigh(problem.matrix)
+        except torch.linalg.LinAlgError:  # no convergence: more damping helps that too
+            continue
         if (values > 0).all():
             break
     return problem, values, vectors
@@ -149,7 +163,7 @@ def _decompose(gram: Tensor, damping: float) -> tuple[Quadratic, Tensor, Tensor]
 def _shrink(rho: float, values: Tensor, vectors: Tensor, rows: int, uses: int) -> Callable[[Tensor], Tensor]:
     """Multiplication by ρ(A + ρ)⁻¹, which is formed where that pays for `uses` products with (rows, n)."""
     factor = rho / (values + rho)
-    if vectors.dim() == 3 or vectors.shape[-1] < uses * rows:
-        matrix = (vectors * factor.unsqueeze(-2)) @ vectors.mT
-        return lambda x: times(x, matrix)
-    return lambda x: (x @ vectors * factor) @ vectors.mT
+    if len(vectors) < uses * rows:
+        matrix = (vectors * factor) @ vectors.T
+        return lambda x: x @ matrix
+    return lambda x: (x @ vectors * factor) @ vectors.T

@@ -21,6 +21,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..sparsity.pattern import Pattern
 from ..sparsity.selection import Selection
 
 
@@ -59,6 +60,17 @@ class WeightMethod(ABC):
     def fill(self, kind: str) -> str | None:
         """For `a_log`: the `a_log_fill` whose damage the score estimates, or `None` where it estimates neither."""
         return None
+
+    def check(self, pattern: Pattern, scope: str | None) -> None:
+        """Refuse a pattern or a scope that the method's parameters contradict, before any work is done.
+
+        Args:
+            pattern (`Pattern`): unstructured or N:M.
+            scope (`str`, *optional*): what the config names; `None` where it names none.
+
+        Raises:
+            ConfigurationError: naming the parameter and what is allowed.
+        """
 
     @abstractmethod
     def score(self, weight: Tensor, statistics: Statistics, kind: str, selection: Selection) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from ..errors import ConfigurationError
+from ..sparsity.pattern import Pattern
 from ..sparsity.selection import Selection, split_evenly
 from . import register_method
 from .base import Statistics, WeightMethod
@@ -44,7 +45,7 @@ class SparseGPT(WeightMethod):
     percdamp: float = 0.01
 
     def __post_init__(self) -> None:
-        if self.blocksize < 1 or self.percdamp <= 0:
+        if self.blocksize < 1 or not self.percdamp > 0:
             raise ConfigurationError(
                 f"sparsegpt needs blocksize >= 1 and percdamp > 0, got {self.blocksize} and {self.percdamp}"
             )
@@ -52,18 +53,20 @@ class SparseGPT(WeightMethod):
     def statistics(self, kind: str) -> tuple[str, ...]:
         return ("conv_gram",) if kind == "conv" else ("gram",)
 
+    def check(self, pattern: Pattern, scope: str | None) -> None:
+        if pattern.is_n_m and self.blocksize % pattern.group:
+            raise ConfigurationError(
+                f"sparsegpt blocksize={self.blocksize} must be a multiple of the pattern's {pattern.group}"
+            )
+
     def score(self, weight: Tensor, statistics: Statistics, kind: str, selection: Selection) -> Tensor:
         """(W_ij / U_jj)^2 on the dense weight: what the sweep starts from, and what a global threshold compares."""
         factor, dead = self._factor(statistics, kind)
         return _saliency(weight, factor.diagonal(dim1=-2, dim2=-1).to(weight.dtype), dead)
 
     def prune(self, weight: Tensor, statistics: Statistics, kind: str, selection: Selection) -> tuple[Tensor, Tensor]:
-        group = selection.pattern.group
-        if group and self.blocksize % group:
-            raise ConfigurationError(
-                f"sparsegpt blocksize={self.blocksize} must be a multiple of the pattern's {group}"
-            )
-        if not group and selection.count == 0:
+        self.check(selection.pattern, selection.scope)
+        if not selection.pattern.is_n_m and selection.count == 0:
             return weight, torch.zeros_like(weight, dtype=torch.bool)
         factor, dead = self._factor(statistics, kind)
         return _sweep(weight, factor, dead, self.blocksize, selection=selection)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import ConfigurationError
 from ..registry import unknown
+from ..sparsity.pattern import Pattern
 from ..sparsity.selection import Selection
 from . import METHODS, register_method
 from .base import Statistics, WeightMethod
@@ -86,6 +87,9 @@ class SparseSSM(WeightMethod):
         if kind != "a_log":
             return None
         return "zero" if self.variant in ("l2", "v1") else "memoryless"
+
+    def check(self, pattern: Pattern, scope: str | None) -> None:
+        self._solver.check(pattern, scope)
 
     def score(self, weight: Tensor, statistics: Statistics, kind: str, selection: Selection) -> Tensor:
         if kind != "a_log":

@@ -10,6 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..errors import ConfigurationError
+from ..sparsity.pattern import Pattern
 from ..sparsity.selection import Selection, lowest
 from . import register_method
 from .base import Statistics, WeightMethod
@@ -39,6 +41,12 @@ class Wanda(WeightMethod):
     def statistics(self, kind: str) -> tuple[str, ...]:
         return ("conv_gram",) if kind == "conv" else ("col_energy",)
 
+    def check(self, pattern: Pattern, scope: str | None) -> None:
+        if self.use_variant and (pattern.is_n_m or scope not in (None, "row")):
+            raise ConfigurationError(
+                "wanda use_variant=True chooses prefixes of rows: it goes with unstructured and scope='row' alone"
+            )
+
     def score(self, weight: Tensor, statistics: Statistics, kind: str, selection: Selection) -> Tensor:
         if kind == "conv":
             energy = statistics["conv_gram"].diagonal(dim1=1, dim2=2)
@@ -47,7 +55,7 @@ class Wanda(WeightMethod):
         return weight.abs() * energy.to(weight.dtype).sqrt()
 
     def prune(self, weight: Tensor, statistics: Statistics, kind: str, selection: Selection) -> tuple[Tensor, Tensor]:
-        if not self.use_variant or selection.pattern.is_n_m:
+        if not self.use_variant:
             return super().prune(weight, statistics, kind, selection)
         scores = self.score(weight, statistics, kind, selection)
         mask = _prefix_mask(scores, selection.count)

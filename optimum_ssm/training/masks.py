@@ -163,8 +163,9 @@ def masks_of(pruner: SSMPruner) -> ModelMasks:
         target.parameter for target in declared_targets(pruner.family, pruner.model) if target.weight.kind == "a_log"
     }
     known = {0.0 if config.a_log_fill == "zero" else float(config.memoryless_value) for config in pruner._done}
+    common = next(iter(known)) if len(known) == 1 else None
     fills: dict[str, float | Tensor] = {}
     for name in recurrent & pruner.masks.keys():
-        # Passes with different fills: each entry keeps the one that it has.
-        fills[name] = known.pop() if len(known) == 1 else pruner.model.get_parameter(name).detach().clone()
+        # Where passes had different fills, each entry keeps the value that it has.
+        fills[name] = pruner.model.get_parameter(name).detach().clone() if common is None else common
     return ModelMasks(pruner.model, pruner.masks, fills)

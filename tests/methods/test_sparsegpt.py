@@ -7,7 +7,8 @@ import logging
 import pytest
 import torch
 
-from optimum_ssm.errors import ConfigurationError
+from optimum_ssm import SSMPruner, SSMPrunerConfig
+from optimum_ssm.errors import CalibrationError, ConfigurationError
 from optimum_ssm.methods.magnitude import Magnitude
 from optimum_ssm.methods.sparsegpt import SparseGPT, inverse_factor
 from optimum_ssm.sparsity.pattern import Pattern
@@ -300,6 +301,20 @@ def test_a_hessian_that_does_not_factor_with_any_damping_raises():
         inverse_factor(hessian, 0.01)
 
 
+def test_a_run_that_meets_such_a_hessian_names_the_weight(tiny_mamba, token_ids):
+    """Four tokens span no space of 32 inputs, and a damping of nothing does not help."""
+    config = SSMPrunerConfig(
+        method="sparsegpt", sparsity=0.5, method_kwargs={"percdamp": 1e-300}, dataset=token_ids(1, 4), seq_len=4
+    )
+    with pytest.raises(CalibrationError, match=r"^backbone\.layers\.0\.mixer\.in_proj: the Hessian does not factor"):
+        SSMPruner(tiny_mamba).prune(config)
+
+
+def test_a_run_on_fewer_tokens_than_inputs_is_finite(tiny_mamba, token_ids):
+    SSMPruner(tiny_mamba).prune(SSMPrunerConfig(method="sparsegpt", sparsity=0.5, dataset=token_ids(1, 4), seq_len=4))
+    assert all(parameter.isfinite().all() for parameter in tiny_mamba.parameters())
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_non_finite_statistics_raise(problem, value):
     gram = problem[1].clone()
@@ -315,7 +330,9 @@ def test_blocks_must_hold_whole_groups(problem):
         )
 
 
-@pytest.mark.parametrize("kwargs", [{"blocksize": 0}, {"percdamp": 0.0}, {"percdamp": -1.0}])
+@pytest.mark.parametrize(
+    "kwargs", [{"blocksize": 0}, {"percdamp": 0.0}, {"percdamp": -1.0}, {"percdamp": float("nan")}]
+)
 def test_parameters_out_of_range_are_refused_with_what_is_allowed(kwargs):
     with pytest.raises(ConfigurationError, match="blocksize >= 1 and percdamp > 0"):
         SparseGPT(**kwargs)

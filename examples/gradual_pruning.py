@@ -1,0 +1,163 @@
+# Copyright 2026 The optimum_ssm authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+"""Prune a language model step by step while it trains, save it, and compare with pruning at once on the same text.
+
+    python examples/gradual_pruning.py                                  # the embedded model, some minutes on a CPU
+    python examples/gradual_pruning.py --compare --distill 0.5          # with one-shot pruning and a dense teacher
+    python examples/gradual_pruning.py --model state-spaces/mamba-130m-hf --train_text wikitext2 --eval_text wikitext2 \\
+        --max_steps 2000 --bf16 --per_device_train_batch_size 16 --seq_len 1024
+
+Every option of transformers' `TrainingArguments` works too; `--resume` goes on from the last checkpoint in `--output_dir`.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import HfArgumentParser, Trainer, TrainingArguments
+from transformers.trainer_utils import SaveStrategy, get_last_checkpoint
+from transformers.utils import logging
+
+from optimum_ssm import ConfigurationError, OptimumSSMError, SSMPruner, SSMPrunerConfig
+from optimum_ssm.calibration.data import load_text, tokenize
+from optimum_ssm.calibration.seam import replaced_scan
+from optimum_ssm.training import DistillationTrainer, GradualPruningCallback
+
+
+HERE = Path(__file__).parent
+TEXTS = HERE / "assets" / "wikitext-2"
+DEFAULTS = {
+    "output_dir": str(HERE / "output" / "gradual" / "checkpoints"),
+    "max_steps": 300,
+    "learning_rate": 1e-3,
+    "warmup_steps": 20,
+    "lr_scheduler_type": "cosine",
+    "per_device_train_batch_size": 4,
+    "weight_decay": 0.01,
+    "logging_steps": 50,
+    "save_strategy": "no",
+    "report_to": "none",
+}
+
+
+@dataclass
+class Options:
+    """What this example takes besides the Trainer's own arguments."""
+
+    model: str = field(default=str(HERE / "assets" / "mamba-tiny"), metadata={"help": "Hub id or directory"})
+    train_text: str = field(default=str(TEXTS / "calibration.txt"), metadata={"help": "a .txt file, or wikitext2"})
+    eval_text: str = field(default=str(TEXTS / "evaluation.txt"), metadata={"help": "a .txt file, or wikitext2"})
+    seq_len: int = field(default=256, metadata={"help": "tokens in a training row"})
+    window: int = field(default=1024, metadata={"help": "tokens in a window of the perplexity"})
+    max_windows: int = field(default=16, metadata={"help": "windows of the perplexity"})
+    sparsity: float = field(default=0.7, metadata={"help": "final share of the targets to remove"})
+    method: str = field(default="gradient_magnitude", metadata={"help": "gradient_magnitude or magnitude"})
+    targets: list[str] | None = field(default=None, metadata={"help": "weights to prune; default: the method's own"})
+    shape: str = field(default="cubic", metadata={"help": "cubic, linear or one-shot"})
+    begin_step: int = field(default=10, metadata={"help": "last step of the dense model"})
+    end_step: int | None = field(default=None, metadata={"help": "first step of the final sparsity; default: 2/3 of all"})
+    update_every: int = field(default=5, metadata={"help": "steps between two updates of the masks"})
+    distill: float = field(default=0.0, metadata={"help": "weight of the dense teacher in the loss, 0 to 1"})
+    compare: bool = field(default=False, metadata={"help": "also prune at once, without and with the same training"})
+    resume: bool = field(default=False, metadata={"help": "go on from the last checkpoint in output_dir"})
+    sparse_dir: str = field(default=str(HERE / "output" / "gradual" / "sparse"), metadata={"help": "where to save"})
+
+
+class Rows(Dataset):
+    """A text as rows of `length` token ids without overlap, which are also their labels."""
+
+    def __init__(self, ids: Tensor, length: int) -> None:
+        self.rows = ids[: len(ids) // length * length].view(-1, length)
+        if not len(self.rows):
+            raise ConfigurationError(f"the training text has {len(ids)} tokens, fewer than one row of {length}")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"input_ids": self.rows[index], "labels": self.rows[index]}
+
+
+def load(options: Options, args: TrainingArguments) -> SSMPruner:
+    """The dense model in float32 (the Trainer's bf16 is autocast over it) on the Trainer's device."""
+    pruner = SSMPruner.from_pretrained(options.model, dtype="float32")
+    pruner.model.to(args.device)
+    return pruner
+
+
+def train(pruner: SSMPruner, data: Rows, options: Options, args: TrainingArguments, shape: str) -> None:
+    """Prune along a schedule while training; the pruner knows the result."""
+    end = options.end_step or args.max_steps * 2 // 3
+    config = SSMPrunerConfig(method=options.method, sparsity=options.sparsity, targets=options.targets)
+    schedule = {"begin_step": options.begin_step, "end_step": end, "update_every": options.update_every}
+    gradual = GradualPruningCallback(pruner, config, **schedule, shape=shape)
+    common = {"model": pruner.model, "args": args, "train_dataset": data, "callbacks": [gradual]}
+    if options.distill:
+        trainer = DistillationTrainer(**common, teacher=copy.deepcopy(pruner.model), alpha=options.distill)
+    else:
+        trainer = Trainer(**common)
+    last = get_last_checkpoint(args.output_dir) if options.resume and Path(args.output_dir).is_dir() else None
+    with replaced_scan(pruner.family, pruner.model):  # many times faster than transformers' scan where there is no kernel
+        trainer.train(resume_from_checkpoint=last)
+    gradual.finish()
+
+
+def one_shot(options: Options, args: TrainingArguments) -> SSMPruner:
+    """The same method at once, by gradients over the same text, without training."""
+    config = SSMPrunerConfig(
+        method=options.method,
+        sparsity=options.sparsity,
+        targets=options.targets,
+        scope="global",
+        dataset=options.train_text,
+        num_samples=128,
+        seq_len=options.seq_len,
+    )
+    pruner = load(options, args)
+    pruner.prune(config)
+    return pruner
+
+
+def main(options: Options, args: TrainingArguments) -> None:
+    """Dense perplexity, gradual pruning, report, checkpoint, and what is to be compared with it."""
+    if args.max_steps < 1:
+        raise ConfigurationError("the schedule is one of steps: give --max_steps instead of epochs")
+
+    def measure(pruner: SSMPruner) -> float:
+        return pruner.evaluate(options.eval_text, window=options.window, max_windows=options.max_windows)
+
+    pruner = load(options, args)
+    data = Rows(tokenize(load_text(options.train_text), pruner.tokenizer), options.seq_len)
+    found = {"dense": measure(pruner)}
+    if options.compare:
+        found["one-shot, not trained"] = measure(one_shot(options, args))
+        other = load(options, args)
+        quiet = copy.copy(args)
+        quiet.save_strategy = SaveStrategy.NO  # checkpoints are those of the gradual run alone
+        train(other, data, options, quiet, "one-shot")
+        found["one-shot, then the same training"] = measure(other)
+    train(pruner, data, options, args, options.shape)
+    found[f"gradual ({options.shape})"] = measure(pruner)
+    if args.process_index == 0:
+        pruner.save_pretrained(options.sparse_dir, overwrite=True)
+        print(f"\n{pruner.report}\n")
+        print(f"perplexity at sparsity {options.sparsity:g} of the targets, {pruner.report.sparsity:.3f} of the model:")
+        print("\n".join(f"  {name:34}{value:10.2f}" for name, value in found.items()))
+        print(f"saved in {options.sparse_dir}")
+
+
+if __name__ == "__main__":
+    parser = HfArgumentParser((Options, TrainingArguments), description=__doc__.splitlines()[0])
+    parser.set_defaults(**DEFAULTS)
+    options, args = parser.parse_args_into_dataclasses()
+    logging.set_verbosity_error()
+    torch.manual_seed(args.seed)
+    try:
+        main(options, args)
+    except OptimumSSMError as error:
+        parser.exit(1, f"error: {error}\n")
