@@ -4,10 +4,11 @@
 
     python examples/gradual_pruning.py                                  # the embedded model, some minutes on a CPU
     python examples/gradual_pruning.py --compare --distill 0.5          # with one-shot pruning and a dense teacher
-    python examples/gradual_pruning.py --model state-spaces/mamba-130m-hf --train_text wikitext2 --eval_text wikitext2 \\
-        --max_steps 2000 --bf16 --per_device_train_batch_size 16 --seq_len 1024
+    python examples/gradual_pruning.py --model state-spaces/mamba-130m-hf --train_text wikitext2 \\
+        --eval_text wikitext2 --max_steps 2000 --bf16 --per_device_train_batch_size 16 --seq_len 1024
 
-Every option of transformers' `TrainingArguments` works too; `--resume` goes on from the last checkpoint in `--output_dir`.
+Every option of transformers' `TrainingArguments` works too. With `--save_strategy steps`, `--resume` goes on from the last
+checkpoint in `--output_dir`.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Options:
     targets: list[str] | None = field(default=None, metadata={"help": "weights to prune; default: the method's own"})
     shape: str = field(default="cubic", metadata={"help": "cubic, linear or one-shot"})
     begin_step: int = field(default=10, metadata={"help": "last step of the dense model"})
-    end_step: int | None = field(default=None, metadata={"help": "first step of the final sparsity; default: 2/3 of all"})
+    end_step: int | None = field(default=None, metadata={"help": "first step at the final sparsity; default: 2/3"})
     update_every: int = field(default=5, metadata={"help": "steps between two updates of the masks"})
     distill: float = field(default=0.0, metadata={"help": "weight of the dense teacher in the loss, 0 to 1"})
     compare: bool = field(default=False, metadata={"help": "also prune at once, without and with the same training"})
@@ -102,7 +103,7 @@ def train(pruner: SSMPruner, data: Rows, options: Options, args: TrainingArgumen
     else:
         trainer = Trainer(**common)
     last = get_last_checkpoint(args.output_dir) if options.resume and Path(args.output_dir).is_dir() else None
-    with replaced_scan(pruner.family, pruner.model):  # many times faster than transformers' scan where there is no kernel
+    with replaced_scan(pruner.family, pruner.model):  # many times faster than transformers' own without a kernel
         trainer.train(resume_from_checkpoint=last)
     gradual.finish()
 
@@ -146,7 +147,7 @@ def main(options: Options, args: TrainingArguments) -> None:
     if args.process_index == 0:
         pruner.save_pretrained(options.sparse_dir, overwrite=True)
         print(f"\n{pruner.report}\n")
-        print(f"perplexity at sparsity {options.sparsity:g} of the targets, {pruner.report.sparsity:.3f} of the model:")
+        print(f"perplexity, {options.sparsity:.0%} of the targets removed, {pruner.report.sparsity:.1%} of the model:")
         print("\n".join(f"  {name:34}{value:10.2f}" for name, value in found.items()))
         print(f"saved in {options.sparse_dir}")
 

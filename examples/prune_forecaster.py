@@ -4,9 +4,9 @@
 
     python examples/prune_forecaster.py --data ETTh1.csv            # some minutes on a CPU
 
-The file is `ETT-small/ETTh1.csv` of https://github.com/zhouhaoyi/ETDataset (CC BY-ND 4.0). Split, scaling and metrics are
-the usual ones: 12, 4 and 4 months for training, validation and test, scaled by the training months; 96 hours predict the
-next 96; mean squared and mean absolute error over all channels of all test windows, in scaled units.
+The file is `ETT-small/ETTh1.csv` of https://github.com/zhouhaoyi/ETDataset (CC BY-ND 4.0). Split, scaling and metrics
+are the usual ones: 12, 4 and 4 months for training, validation and test, scaled by the training months; 96 hours predict
+the next 96; mean squared and mean absolute error over all channels of all test windows, in scaled units.
 """
 
 from __future__ import annotations
@@ -87,9 +87,7 @@ def load(args: Namespace) -> tuple[Windows, Windows, Windows]:
     train = rows[: 12 * MONTH]
     scaled = torch.tensor((rows - train.mean(0)) / train.std(0), dtype=torch.float32)
     parts = (0, 12), (12, 16), (16, 20)
-    return tuple(
-        Windows(scaled[max(0, a * MONTH - args.past) : b * MONTH], args.past, args.horizon) for a, b in parts
-    )
+    return tuple(Windows(scaled[max(0, a * MONTH - args.past) : b * MONTH], args.past, args.horizon) for a, b in parts)
 
 
 @torch.no_grad()
@@ -107,7 +105,9 @@ def errors(model: MambaForecaster, windows: Windows) -> tuple[float, float]:
     return squared / count, absolute / count
 
 
-def train(model: MambaForecaster, data: Windows, steps: int, rate: float, args: Namespace, *callbacks: TrainerCallback):
+def train(
+    model: MambaForecaster, data: Windows, steps: int, rate: float, args: Namespace, *callbacks: TrainerCallback
+) -> None:
     """`steps` optimiser steps on the training windows."""
     settings = TrainingArguments(
         output_dir=str(Path(__file__).parent / "output" / "forecaster"),

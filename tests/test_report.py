@@ -126,6 +126,16 @@ def test_a_second_pass_over_the_same_weight_counts_nothing_twice(tiny_mamba: Pre
     assert rows_of(report)["backbone.layers.0.mixer.in_proj.weight"].methods == ["magnitude"]
 
 
+def test_two_passes_that_choose_differently_are_counted_as_their_union(tiny_mamba2: PreTrainedModel) -> None:
+    draws = [{"method": "random", "targets": ["in_proj", "A_log"], "seed": seed} for seed in (1, 2)]
+    pruner = prune(tiny_mamba2, *draws)
+    for name, mask in pruner.masks.items():
+        row, held = rows_of(pruner.report)[name], tiny_mamba2.get_parameter(name)
+        assert torch.equal(mask, held == (38 if name.endswith("A_log") else 0))
+        assert row.elements // 2 < row.pruned == mask.sum() < row.elements
+        assert sum(gone for _, gone in row.segments.values()) == (row.pruned if row.segments else 0)
+
+
 @pytest.mark.parametrize(
     "second", [{"sparsity": 0.1}, {"method_kwargs": {"blocksize": 8}}, {"pattern": "2:4", "sparsity": None}]
 )

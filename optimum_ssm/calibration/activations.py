@@ -6,11 +6,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import CalibrationError
+
+
+T = TypeVar("T")
 
 
 class _Captured(Exception):
@@ -89,19 +93,48 @@ def _tensor(output: Tensor | tuple) -> Tensor:
 
 @contextmanager
 def inference_state(model: nn.Module) -> Iterator[None]:
-    """eval mode, no gradients, no TF32; everything is as it was at exit, also after an exception."""
+    """eval mode, no gradients, exact float32 products; everything is as it was at exit, also after an exception."""
     modes = {module: module.training for module in model.modules()}
-    # Not by `allow_tf32`, which raises when the user has used these newer switches anywhere.
-    switches = torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn
-    precisions = [switch.fp32_precision for switch in switches]
     model.eval()
-    for switch in switches:
-        switch.fp32_precision = "ieee"
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _exact_products():
             yield
     finally:
-        for switch, precision in zip(switches, precisions):
-            switch.fp32_precision = precision
         for module, training in modes.items():
             module.training = training
+
+
+@contextmanager
+def _exact_products() -> Iterator[None]:
+    """No TF32 and no bfloat16 in products of float32 tensors.
+
+    torch has newer and older switches for this, and reading an older one raises where the two contradict each other. So
+    both are set, except for an older one that the user has made unreadable already.
+    """
+    backends = torch.backends
+    switches = backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.matmul
+    precisions = [switch.fp32_precision for switch in switches]
+    matmul = _readable(torch.get_float32_matmul_precision)
+    cudnn = _readable(lambda: backends.cudnn.allow_tf32)
+    try:
+        if matmul is not None:
+            torch.set_float32_matmul_precision("highest")
+        if cudnn is not None:
+            backends.cudnn.allow_tf32 = False
+        for switch in switches:
+            switch.fp32_precision = "ieee"
+        yield
+    finally:
+        if matmul is not None:
+            torch.set_float32_matmul_precision(matmul)
+        if cudnn is not None:
+            backends.cudnn.allow_tf32 = cudnn
+        for switch, precision in zip(switches, precisions):
+            switch.fp32_precision = precision
+
+
+def _readable(read: Callable[[], T]) -> T | None:
+    try:
+        return read()
+    except RuntimeError:
+        return None

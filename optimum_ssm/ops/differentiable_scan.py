@@ -25,8 +25,7 @@ from .selective_scan import selective_scan
 # `exp`, which it shares out much earlier: hence `exp2` below.
 _CPU_STEP_ELEMENTS = 2**14
 # The states of one chunk of a tile, and again its decays: large ones leave the cache, small ones keep more states.
-_CPU_CHUNK_ELEMENTS = 2**19
-_DEVICE_CHUNK_ELEMENTS = 2**25
+_CPU_CHUNK_ELEMENTS, _DEVICE_CHUNK_ELEMENTS = 2**19, 2**25
 
 
 def differentiable_selective_scan(
@@ -55,7 +54,7 @@ def differentiable_selective_scan(
         D, delta_bias: skip connection, bias of dt, [I].
         delta_softplus: whether Δ = dt + delta_bias goes through softplus.
         return_last_state: also return h_{L-1}. Gradients flow through it as well.
-        chunk_size: T, by default from the size of a tile. It affects no result.
+        chunk_size: T, by default from the size of a tile. It changes results by rounding only.
 
     Returns:
         y, [B, I, L] in x's dtype (a transposed view of a contiguous [B, L, I]); with `return_last_state` also the
@@ -98,8 +97,7 @@ class _SelectiveScan(torch.autograd.Function):
         y, last_state = torch.empty_like(x), x.new_empty(len(x), *A.shape)
         starts = x.new_empty(math.ceil(x.shape[1] / ctx.steps), *last_state.shape)
         for part, columns in ctx.tiles:
-            tile = _Tile(inputs, part, columns)
-            state = torch.zeros_like(last_state[part, :, columns])
+            tile, state = _Tile(inputs, part, columns), torch.zeros_like(last_state[part, :, columns])
             decay, outputs = torch.empty_like(state), []
             for t, C in enumerate(tile.C):
                 if t % ctx.steps == 0:
@@ -124,8 +122,7 @@ class _SelectiveScan(torch.autograd.Function):
                 views = d_A[:, columns], d_delta[part, :, columns], d_x[part, :, columns], d_B[part], d_C[part]
                 for view, grad in zip(views, of_tile, strict=True):
                     view.add_(grad)
-        # So far these are the gradients of Δ through dA alone and of Δ x.
-        d_delta.addcmul_(inputs[1], d_x)
+        d_delta.addcmul_(inputs[1], d_x)  # so far d_x is the gradient of Δ x
         d_x.mul_(inputs[0])
         return None, *grads
 
@@ -146,8 +143,8 @@ class _Tile:
         torch.mul(decay, before, out=after).addcmul_(self.delta_x[t], self.B[t])
 
     def backward(self, starts: torch.Tensor, dy: torch.Tensor, g: torch.Tensor, steps: int) -> list[torch.Tensor]:
-        """The gradients of A [N, k], of Δ through dA alone, of Δ x [s, L, k], of B and C [s, L, N]: from the states
-        before every chunk of `steps` steps and the gradients of y [s, L, k] and, in `g`, of the last state [s, N, k]."""
+        """The gradients of A [N, k], of Δ through dA alone and Δ x [s, L, k], of B and C [s, L, N]: from the states
+        before every chunk of `steps` steps and the gradients of y [s, L, k] and, in `g`, the last state [s, N, k]."""
         decay, states = (g.new_empty(rows, *g.shape).unbind(0) for rows in (steps, steps + 1))
         dy, d_A, ones = dy.unsqueeze(2).unbind(1), torch.zeros_like(g), torch.ones_like(self.B[0]).mT
         grads = []

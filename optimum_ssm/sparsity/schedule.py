@@ -19,16 +19,16 @@ SHAPES = {"cubic": 3, "linear": 1, "one-shot": None}
 class SparsitySchedule:
     """Sparsity over optimiser steps: s_t = s_f + (s_0 - s_f) (1 - (t - t0) / (T - t0))^p, clamped outside [t0, T].
 
-    Cubic (p = 3) is the automated gradual pruning of Zhu and Gupta (arXiv 1710.01878, Eq. 1), used on state-space models
-    by arXiv 2505.08299: much goes early, while the model can recover, and little late. Linear has p = 1; one-shot jumps
-    to s_f at t0.
+    Cubic (p = 3) is the automated gradual pruning of Zhu and Gupta (arXiv 1710.01878, Eq. 1), used on state-space
+    models by arXiv 2505.08299: much goes early, while the model can recover, and little late. Linear has p = 1; one-shot
+    jumps to s_f at t0.
 
     Args:
         final (`float`): s_f, in [0, 1).
         end_step (`int`): T, the first step with the final sparsity; at least 1.
         begin_step (`int`): t0, the last step with the initial sparsity; below `end_step`.
         initial (`float`): s_0, in [0, final].
-        update_every (`int`): steps between two updates of the masks, counted from `begin_step`; `end_step` is always one.
+        update_every (`int`): steps between two updates of the masks, counted from `begin_step`; `end_step` is one too.
         shape (`str`): `"cubic"`, `"linear"` or `"one-shot"`.
 
     Raises:
@@ -53,7 +53,7 @@ class SparsitySchedule:
             raise ConfigurationError(f"final={self.final} of the schedule must lie in [0, 1)")
         if not 0 <= self.initial <= self.final:
             raise ConfigurationError(
-                f"initial={self.initial} of the schedule must lie in [0, final={self.final}]: what is removed stays removed"
+                f"initial={self.initial} of the schedule must lie in [0, final={self.final}]: nothing comes back"
             )
         if self.end_step < 1:
             raise ConfigurationError(f"end_step={self.end_step} of the schedule must be at least 1")

@@ -21,9 +21,9 @@ IGNORED = -100  # a label without weight, as everywhere in transformers
 class DistillationTrainer(Trainer):
     """`Trainer` with a frozen teacher: (1 - alpha) cross-entropy + alpha T² distillation (arXiv 1503.02531).
 
-    Both are means over real tokens, also with gradient accumulation and over several ranks: positions whose label is -100
-    or whose `attention_mask` is 0 have no weight. Evaluation gives the plain cross-entropy. The teacher is set to eval
-    mode, moved to the Trainer's device and run without gradients.
+    Both are means over real tokens, also with gradient accumulation and over several ranks: positions whose label is
+    -100 or whose `attention_mask` is 0 have no weight. Evaluation gives the plain cross-entropy. The teacher is set to
+    eval mode, moved to the Trainer's device and run without gradients.
 
     Args:
         *args, **kwargs: as in `Trainer`.
@@ -50,7 +50,7 @@ class DistillationTrainer(Trainer):
             )
         if self.args.n_gpu > 1:
             raise ConfigurationError(
-                f"distillation does not run under DataParallel on {self.args.n_gpu} devices: start it by `accelerate launch`"
+                f"distillation does not run under DataParallel on {self.args.n_gpu} devices: use `accelerate launch`"
             )
         sizes = [model.get_output_embeddings().weight.shape[0] for model in (teacher, self.model)]
         if sizes[0] != sizes[1]:

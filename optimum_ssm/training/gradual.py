@@ -13,16 +13,15 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..calibration.outcome import BlockOutcome, Outcome
-from ..calibration.plan import Plan, make_plan
+from ..calibration.plan import Plan
 from ..configuration import SSMPrunerConfig
 from ..errors import CheckpointError, ConfigurationError
-from ..methods import METHODS
 from ..report_rows import record_pass
 from ..sparsity.schedule import SparsitySchedule
 from ..sparsity.selection import round_half_up
 from .masks import ModelMasks, masks_of
 from .state import STATE_FILE, PruningState
-from .threshold import GRADIENT, GlobalThreshold
+from .threshold import GlobalThreshold, global_plan
 
 
 if TYPE_CHECKING:
@@ -37,17 +36,17 @@ class GradualPruningCallback(TrainerCallback):
     |W| times a power of the mean |gradient| since the last update, the gradient being the one that the optimiser gets
     (accumulated, reduced over the ranks, clipped). What is removed stays removed, also after the schedule has ended.
 
-    Every checkpoint of the Trainer gets the state too, so `trainer.train(resume_from_checkpoint=…)` goes on in the middle
-    of the schedule as if it had not stopped. When training is over, `finish()` hands the masks to the pruner.
+    Every checkpoint of the Trainer gets the state too, so `trainer.train(resume_from_checkpoint=…)` goes on in the
+    middle of the schedule as if it had not stopped. When training is over, `finish()` hands the masks to the pruner.
 
     Args:
-        pruner (`SSMPruner`): its model is, or is part of, the one that the Trainer trains. What it removed earlier stays
-            removed and counts.
+        pruner (`SSMPruner`): its model is, or is part of, the one that the Trainer trains. What it removed earlier
+            stays removed and counts.
         config (`SSMPrunerConfig`): `method` (one that scores by the weight and its gradient: `gradient_magnitude`,
             `magnitude`), `targets`, `exclude`, `a_log_fill`, and `sparsity`, the final one.
         end_step, begin_step, update_every, initial, shape: as in `SparsitySchedule`.
-        resume_from (`str` or `Path`, *optional*): the checkpoint that a resumed run reads its state from; by default the
-            one of its step in the Trainer's `output_dir`.
+        resume_from (`str` or `Path`, *optional*): the checkpoint that a resumed run reads its state from; by default
+            the one of its step in the Trainer's `output_dir`.
 
     Raises:
         ConfigurationError: the config fits neither the model nor a single threshold, or the schedule is refused.
@@ -75,7 +74,7 @@ class GradualPruningCallback(TrainerCallback):
         resume_from: str | Path | None = None,
     ) -> None:
         self.pruner, self.resume_from = pruner, resume_from
-        self.plan = _global_plan(pruner, config)
+        self.plan = global_plan(pruner.model, pruner.family, config)
         self.schedule = SparsitySchedule(self.plan.config.sparsity, end_step, begin_step, initial, update_every, shape)
         self.masks = _masks_to_grow(pruner, self.plan)
         self.threshold = GlobalThreshold(self.plan, self.masks)
@@ -83,8 +82,8 @@ class GradualPruningCallback(TrainerCallback):
         self._recorded = False
         if self.threshold.removed > self._goal:
             raise ConfigurationError(
-                f"sparsity={self.schedule.final} removes {self._goal} of the targets' {self.threshold.size} entries, but "
-                f"{self.threshold.removed} are removed already; give a higher sparsity"
+                f"sparsity={self.schedule.final} removes {self._goal} of the targets' {self.threshold.size} entries, "
+                f"but {self.threshold.removed} are removed already; give a higher sparsity"
             )
 
     @property
@@ -98,7 +97,7 @@ class GradualPruningCallback(TrainerCallback):
         """Check that the run fits the schedule, and take up the state where it is a resumed one."""
         if state.max_steps < self.schedule.end_step:
             raise ConfigurationError(
-                f"the schedule ends at end_step={self.schedule.end_step}, but training at max_steps={state.max_steps}: "
+                f"the schedule ends at end_step={self.schedule.end_step}, but training at max_steps={state.max_steps}; "
                 "train longer or give a smaller end_step"
             )
         if args.load_best_model_at_end or state.is_hyper_param_search:
@@ -160,8 +159,8 @@ class GradualPruningCallback(TrainerCallback):
         """
         if self._started is None or self.threshold.removed != self._goal:
             raise CheckpointError(
-                f"training ended before the schedule did: {self.threshold.removed} entries are removed and {self._goal} "
-                f"are to be at end_step={self.schedule.end_step}; resume the training"
+                f"training ended before the schedule did: {self.threshold.removed} entries are removed, and "
+                f"{self._goal} are to be at end_step={self.schedule.end_step}; resume the training"
             )
         self.pruner._unfinished = None
         if self._recorded:
@@ -193,7 +192,7 @@ class GradualPruningCallback(TrainerCallback):
         }
 
     def _resume(self, folder: Path, state: TrainerState) -> None:
-        """Take up the state of a checkpoint, if it belongs to this run and to the weights that the Trainer has loaded."""
+        """Take up the state of a checkpoint that belongs to this run and to the weights that were loaded."""
         found = PruningState.load(folder)
         if found.step != state.global_step:
             raise CheckpointError(f"{STATE_FILE} in {folder} is of step {found.step}, not of step {state.global_step}")
@@ -206,42 +205,12 @@ class GradualPruningCallback(TrainerCallback):
         for name, mask in found.masks.items():
             if self.masks.holding(name) != int(mask.sum()):
                 raise CheckpointError(
-                    f"{STATE_FILE} in {folder} does not belong to the loaded weights: removed entries of {name} are not; "
-                    "pass resume_from=… the checkpoint that the Trainer resumes from"
+                    f"{STATE_FILE} in {folder} does not belong to the loaded weights, where removed entries of {name} "
+                    "are not removed; pass resume_from=… the checkpoint that the Trainer resumes from"
                 )
         device = {name: self.masks.parameters[name].device for name in found.sums}
         self.threshold.sums = {name: value.to(device[name]) for name, value in found.sums.items()}
         self.threshold.batches = found.batches
-
-
-def _global_plan(pruner: SSMPruner, config: SSMPrunerConfig) -> Plan:
-    """The plan of a pass with one threshold, from a config that must not contradict it."""
-    fitting = {"scope": (None, "global"), "allocation": (None, "global"), "pattern": ("unstructured",)}
-    for name, allowed in fitting.items():
-        if getattr(config, name) not in allowed:
-            raise ConfigurationError(
-                f"gradual pruning has one threshold over all targets, which contradicts {name}={getattr(config, name)!r}. "
-                f"Allowed: {', '.join(str(value) for value in allowed)}"
-            )
-    config = dataclasses.replace(config, scope="global", allocation=None)
-    plan = make_plan(pruner.model, pruner.family, config)
-    if plan.reconstruction.epochs:
-        raise ConfigurationError("gradual pruning tunes by training: reconstruction_epochs must be 0")
-    if plan.method.updates_weights or any(set(task.statistics) - {GRADIENT} for task in plan.tasks):
-        raise ConfigurationError(
-            f"method={config.method!r} cannot prune while a model trains; allowed are methods that score by the weight and "
-            f"its gradient: {', '.join(_fitting_methods())}"
-        )
-    return plan
-
-
-def _fitting_methods() -> list[str]:
-    fitting = []
-    for name, method in METHODS.items():
-        needs = {statistic for kind in method.kinds for statistic in method().statistics(kind)}
-        if not method.updates_weights and not needs - {GRADIENT}:
-            fitting.append(name)
-    return fitting
 
 
 def _masks_to_grow(pruner: SSMPruner, plan: Plan) -> ModelMasks:
@@ -255,7 +224,7 @@ def _masks_to_grow(pruner: SSMPruner, plan: Plan) -> ModelMasks:
             masks[name] = torch.zeros(pruner.model.get_parameter(name).shape, dtype=torch.bool)
         elif isinstance(fills[name], torch.Tensor) or fills[name] != fill:
             raise ConfigurationError(
-                f"{name}: removed entries hold another value than a_log_fill={plan.config.a_log_fill!r} means; exclude it"
+                f"{name}: removed entries hold no {fill:g}, which a_log_fill={plan.config.a_log_fill!r} means; exclude it"
             )
         fills[name] = fill
     return ModelMasks(pruner.model, masks, fills)

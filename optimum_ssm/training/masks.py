@@ -34,8 +34,8 @@ class ModelMasks:
     Args:
         model (`nn.Module`): holds the parameters; wrapped or not, see `parameters_by_name`.
         masks (`dict[str, Tensor]`): parameter name to bool mask of the parameter's shape, `True` = removed.
-        fills (`dict[str, float | Tensor]`, *optional*): parameter name to the value of removed entries, 0 by default; a
-            tensor of the parameter's shape where they differ.
+        fills (`dict[str, float | Tensor]`, *optional*): parameter name to the value of removed entries, 0 by default;
+            a tensor of the parameter's shape where they differ.
 
     Raises:
         ConfigurationError: a name is not found, or a shape does not fit; sharded parameters are refused.

@@ -4,12 +4,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.utils import logging
 
-from ..calibration.plan import Plan, Task
-from ..errors import CalibrationError
+from ..calibration.plan import Plan, Task, make_plan
+from ..configuration import SSMPrunerConfig
+from ..errors import CalibrationError, ConfigurationError
+from ..families.base import Family
+from ..methods import METHODS
 from ..sparsity.selection import lowest
 from .masks import ModelMasks
 
@@ -28,8 +33,8 @@ class GlobalThreshold:
 
     Attributes:
         size (`int`): entries of all targets.
-        sums (`dict[str, Tensor]`): parameter name to the sum of absolute gradients since the last `reset`, float32, shape
-            and device of the parameter.
+        sums (`dict[str, Tensor]`): parameter name to the sum of absolute gradients since the last `reset`, float32,
+            shape and device of the parameter.
         batches (`int`): gradients in the sums.
     """
 
@@ -57,7 +62,7 @@ class GlobalThreshold:
 
     @torch.no_grad()
     def add_gradients(self) -> None:
-        """Add the parameters' present absolute gradients to the sums; those that are not finite are left out, all together.
+        """Add the parameters' present absolute gradients to the sums, unless one of them is not finite.
 
         Raises:
             CalibrationError: a parameter has no gradient.
@@ -80,7 +85,7 @@ class GlobalThreshold:
 
     @torch.no_grad()
     def remove(self, count: int) -> None:
-        """Let the lowest scores go until exactly `count` entries of the targets are removed; equal scores in model order.
+        """Let the lowest scores go until exactly `count` entries are removed; equal scores in model order.
 
         Raises:
             CalibrationError: the method needs gradients and none were added, or a score is not a number.
@@ -115,3 +120,38 @@ class GlobalThreshold:
             raise CalibrationError(f"{target.label}: scores are not numbers; the training has diverged")
         removed = self.mask(task)
         return scores.reshape(removed.shape).masked_fill(removed, -torch.inf)
+
+
+def global_plan(model: nn.Module, family: Family, config: SSMPrunerConfig) -> Plan:
+    """The plan of a pass with one threshold over a model in training.
+
+    Raises:
+        ConfigurationError: the config does not fit the model, names another scope, allocation or pattern, or a method
+            that needs more than the weights and their gradients.
+    """
+    fitting = {"scope": (None, "global"), "allocation": (None, "global"), "pattern": ("unstructured",)}
+    for name, allowed in fitting.items():
+        if getattr(config, name) not in allowed:
+            raise ConfigurationError(
+                f"gradual pruning has one threshold over all targets; that contradicts {name}={getattr(config, name)!r}. "
+                f"Allowed: {', '.join(str(value) for value in allowed)}"
+            )
+    config = dataclasses.replace(config, scope="global", allocation=None)
+    plan = make_plan(model, family, config)
+    if plan.reconstruction.epochs:
+        raise ConfigurationError("gradual pruning tunes by training: reconstruction_epochs must be 0")
+    if plan.method.updates_weights or any(set(task.statistics) - {GRADIENT} for task in plan.tasks):
+        raise ConfigurationError(
+            f"method={config.method!r} cannot prune while a model trains. Allowed are methods that score by "
+            f"the weight and its gradient: {', '.join(_fitting_methods())}"
+        )
+    return plan
+
+
+def _fitting_methods() -> list[str]:
+    fitting = []
+    for name, method in METHODS.items():
+        needs = {statistic for kind in method.kinds for statistic in method().statistics(kind)}
+        if not method.updates_weights and not needs - {GRADIENT}:
+            fitting.append(name)
+    return fitting

@@ -2,10 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The block loop: it computes what the model computes, prunes what the config says, and leaves no trace behind."""
 
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -356,23 +359,55 @@ def test_the_users_state_is_as_it_was(
         assert after[key] == before[key], key
 
 
-@pytest.mark.parametrize("precision", ["tf32", "ieee"])
-def test_float32_products_are_exact_whatever_switches_the_user_touched(
-    tiny_mamba: PreTrainedModel, precision: str
-) -> None:
-    """The older switches raise once the newer ones were used: reading them would stop every pass of such a user."""
-    switches = torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn
-    before = [switch.fp32_precision for switch in switches]
+SWITCHES = """
+import os
+import torch
+from torch import backends as b
+from optimum_ssm.calibration.activations import inference_state
+
+NEW = b.cuda.matmul, b.cudnn.conv, b.cudnn.rnn, b.mkldnn.matmul, b
+OLD = lambda: b.cuda.matmul.allow_tf32, lambda: b.cudnn.allow_tf32, torch.get_float32_matmul_precision
+
+def seen():
+    found = [switch.fp32_precision for switch in NEW]
+    for read in OLD:
+        try:
+            found.append(read())
+        except RuntimeError:
+            found.append("contradiction")
+    return found
+
+def user(action):
+    if os.fork():
+        return os.wait()[1]
+    exec(action)
+    before = seen()
     try:
-        for switch in switches:
-            switch.fp32_precision = precision
-        with inference_state(tiny_mamba):
-            assert [switch.fp32_precision for switch in switches] == ["ieee"] * 3
-        assert [switch.fp32_precision for switch in switches] == [precision] * 3
-        torch.backends.cuda.matmul.fp32_precision = "none"
-    finally:
-        for switch, value in zip(switches, before):
-            switch.fp32_precision = value
+        with inference_state(torch.nn.Linear(2, 2)):
+            inside = seen()
+            1 / 0
+    except ZeroDivisionError:
+        pass
+    exact = inside[:4] == ["ieee"] * 4 and inside[5] in (False, before[5])
+    readable = all(was == "contradiction" or now in (False, "highest") for was, now in zip(before[5:], inside[5:]))
+    print(action or "nothing", "|", exact, readable, seen() == before, flush=True)
+    os._exit(0)
+
+for action in ("", "b.cuda.matmul.allow_tf32 = True", "torch.set_float32_matmul_precision('high')",
+               "torch.set_float32_matmul_precision('medium')", "b.cudnn.allow_tf32 = False", "b.fp32_precision = 'tf32'",
+               "b.cuda.matmul.fp32_precision = 'tf32'", "b.cudnn.conv.fp32_precision = 'ieee'",
+               "b.fp32_precision = 'ieee'", "b.cuda.matmul.allow_tf32 = True; b.fp32_precision = 'tf32'"):
+    user(action)
+"""
+
+
+def test_float32_products_are_exact_whatever_switches_the_user_touched() -> None:
+    """torch's older switches cannot be read where they contradict the newer ones: that must stop no pass of such a user,
+    and a pass must not bring it about."""
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", SWITCHES], env=env, capture_output=True, text=True, timeout=120)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 10 and all(line.endswith("| True True True") for line in lines), done.stdout + done.stderr
 
 
 # ------------------------------------------------------------------ the fill

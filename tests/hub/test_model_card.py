@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from jinja2 import UndefinedError
+from jinja2 import Template, UndefinedError
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -169,15 +169,16 @@ def test_the_text_is_complete(tiny_mamba: PreTrainedModel, tmp_path: Path) -> No
     assert "{{" not in text and "{%" not in text and "None" not in text and "\n\n\n\n" not in text
 
 
+@pytest.mark.parametrize("variable", ["architecture", "version", "metadata", "table", "picture", "fills"])
 def test_an_undefined_variable_is_an_error_and_not_an_empty_place(
-    tiny_mamba: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_mamba: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
-    pruner = pruned(tiny_mamba, {})
-    monkeypatch.setattr(
-        type(pruner.report), "sparsity", property(lambda self: (_ for _ in ()).throw(AttributeError()))
-    )
-    with pytest.raises(UndefinedError):
+    pruner, render = pruned(tiny_mamba, {}), Template.render
+    without = lambda self, **values: render(self, **{k: v for k, v in values.items() if k != variable})  # noqa: E731
+    monkeypatch.setattr(Template, "render", without)
+    with pytest.raises(UndefinedError, match=f"'{variable}' is undefined"):
         card_of(pruner, tmp_path)
+    assert not (tmp_path / "README.md").exists()
 
 
 def test_names_that_are_yaml_or_html_do_not_break_the_card(tiny_mamba: PreTrainedModel, tmp_path: Path) -> None:

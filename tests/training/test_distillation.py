@@ -139,7 +139,9 @@ def test_distillation_brings_a_sparse_student_closer_and_leaves_the_teacher_alon
 
 def test_evaluation_is_the_plain_loss(make_tiny_model, tmp_path):
     model, data = make_tiny_model("mamba"), RandomTokens(4)
-    trainer = DistillationTrainer(model, arguments(tmp_path), eval_dataset=data, teacher=make_tiny_model("mamba", seed=1))
+    trainer = DistillationTrainer(
+        model, arguments(tmp_path), eval_dataset=data, teacher=make_tiny_model("mamba", seed=1)
+    )
     with torch.no_grad():
         expected = model.eval()(input_ids=data.ids, labels=data.ids).loss.item()
     assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)

@@ -135,7 +135,9 @@ def test_parameters_are_found_in_wrapped_and_larger_models(tiny_mamba):
     larger = nn.ModuleDict({"module": tiny_mamba, "head": nn.Linear(2, 2)})
     for model in (tiny_mamba, torch.compile(tiny_mamba), larger):
         assert parameters_by_name(model, [name])[name] is weight
-    tiny_mamba.backbone.layers[1].mixer.in_proj = nn.ModuleDict({"base_layer": tiny_mamba.backbone.layers[1].mixer.in_proj})
+    tiny_mamba.backbone.layers[1].mixer.in_proj = nn.ModuleDict(
+        {"base_layer": tiny_mamba.backbone.layers[1].mixer.in_proj}
+    )
     assert parameters_by_name(larger, [name])[name] is weight
 
 

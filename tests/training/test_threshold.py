@@ -23,7 +23,7 @@ def backward(model, ids):
 
 
 def by_sorting(threshold, gradients, removed, count):
-    """(score, parameter, index) of the `count` lowest entries; what is removed goes first, equal scores in model order."""
+    """(parameter, index) of the `count` lowest entries; what is removed goes first, equal scores in model order."""
     entries, place = [], 0
     for task in threshold.plan.tasks:
         name = task.target.parameter
@@ -40,7 +40,9 @@ def by_sorting(threshold, gradients, removed, count):
 
 def as_pairs(threshold):
     masks = threshold.masks.masks
-    return {(name, index) for name in threshold.names for index in masks[name].reshape(-1).nonzero().flatten().tolist()}
+    return {
+        (name, index) for name in threshold.names for index in masks[name].reshape(-1).nonzero().flatten().tolist()
+    }
 
 
 @pytest.mark.parametrize("method", ["gradient_magnitude", "magnitude"])
