@@ -35,7 +35,9 @@ def draw(report: PruningReport, path: str | os.PathLike) -> None:
     for i, line in enumerate(shares if blocks <= 16 else []):  # more would not be readable
         for j, share in enumerate(line):
             if not math.isnan(share):
-                axes[0].text(j, i, f"{share:.0f}", ha="center", va="center", fontsize=7, color="w" if share < 60 else "k")
+                axes[0].text(
+                    j, i, f"{share:.0f}", ha="center", va="center", fontsize=7, color="w" if share < 60 else "k"
+                )
     axes[0].set_yticks(range(len(touched)), touched)
     name = os.path.basename(report.model.rstrip("/"))
     axes[0].set_title(f"{name}: {100 * report.sparsity:.2f} % of all parameters removed", fontsize=10)

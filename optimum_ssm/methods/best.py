@@ -21,7 +21,7 @@ class Best(ALPS):
     dense pass of its own, the reconstruction runs forward and backward through every block.
 
     Args:
-        damping, rho0, iterations, update_every, cg_steps, guard: as in `alps`.
+        damping, rho0, iterations, update_every, cg_steps: as in `alps`.
     """
 
     summary: ClassVar[str] = "ALPS with error allocation and block reconstruction: this library's recommendation"

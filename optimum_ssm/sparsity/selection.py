@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -79,7 +80,7 @@ def lowest(scores: Tensor, count: int) -> Tensor:
     flat = scores.reshape(-1)
     mask = torch.zeros_like(flat, dtype=torch.bool)
     if count > 0:
-        threshold = flat.kthvalue(count).values if flat.device.type == "cpu" else flat.sort().values[count - 1]
+        threshold = _kth(flat, count)
         mask = flat < threshold
         ties = (flat == threshold).nonzero().squeeze(1)[: count - int(mask.sum())]
         mask[ties] = True
@@ -103,6 +104,20 @@ def _row_mask(scores: Tensor, count: int) -> Tensor:
 def _n_m_mask(scores: Tensor, pattern: Pattern) -> Tensor:
     if scores.dim() != 2 or not pattern.fits(scores.shape[1]):
         raise ValueError(f"shape {tuple(scores.shape)} has no rows that split into groups of {pattern.group}")
-    groups = scores.reshape(scores.shape[0], -1, pattern.group)
-    order = groups.argsort(dim=2, stable=True)[..., : pattern.group - pattern.keep]
-    return torch.zeros_like(groups, dtype=torch.bool).scatter_(2, order, True).reshape(scores.shape)
+    columns = scores.reshape(scores.shape[0], -1, pattern.group).unbind(2)
+    mask = torch.empty(*columns[0].shape, pattern.group, dtype=torch.bool, device=scores.device)
+    for j, own in enumerate(columns):  # ranks by comparison: several times faster than sorting short groups
+        rank = torch.zeros_like(own, dtype=torch.uint8)
+        for i, other in enumerate(columns):
+            if i != j:
+                rank += other <= own if i < j else other < own
+        mask[..., j] = rank < pattern.group - pattern.keep
+    return mask.reshape(scores.shape)
+
+
+def _kth(flat: Tensor, count: int) -> Tensor:
+    """The `count`-th smallest entry of a vector. On the CPU numpy selects several times faster than torch."""
+    if flat.device.type != "cpu":
+        return flat.sort().values[count - 1]
+    values = flat if flat.dtype in (torch.float32, torch.float64) else flat.float()
+    return torch.from_numpy(np.partition(values.detach().numpy(), count - 1))[count - 1].to(flat.dtype)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -174,13 +175,15 @@ def test_reading_flags_imports_no_heavy_library(args: list[str]) -> None:
 
 
 def test_optimum_cli_finds_the_command(tmp_path: Path) -> None:
-    """As installed: the register folder becomes part of optimum's namespace."""
-    folder = tmp_path / "optimum" / "commands" / "register"
-    folder.mkdir(parents=True)
+    """The register folder becomes part of optimum's namespace: by the installation, or here by hand where there is none."""
     source = ROOT / "optimum_ssm" / "commands" / "register" / "register_ssm.py"
-    (folder / source.name).write_text(source.read_text())
     assert not (source.parent / "__init__.py").exists(), "it would hide other packages' commands"
-    path = os.pathsep.join((str(tmp_path), str(ROOT)))
+    path = str(ROOT)
+    if find_spec("optimum.commands.register") is None or find_spec("optimum.commands.register.register_ssm") is None:
+        folder = tmp_path / "optimum" / "commands" / "register"
+        folder.mkdir(parents=True)
+        (folder / source.name).write_text(source.read_text())
+        path = os.pathsep.join((str(tmp_path), path))
     done = in_a_process("-m", "optimum.commands.optimum_cli", "ssm", "methods", "wanda", path=path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("method wanda\nsource: Sun et al.")
