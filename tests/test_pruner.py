@@ -423,7 +423,7 @@ def test_exact_criteria_of_a_log_beat_the_published_vote_and_magnitude(assets: P
 
 @pytest.mark.slow
 def test_exact_criteria_of_a_log_beat_all_others_with_more_text(assets: Path) -> None:
-    sizes = {"samples": 32, "length": 512, "windows": 16}
+    sizes = {"samples": 16, "length": 512, "windows": 8}
     found = {variant: of_a_log(assets, variant, **sizes) for variant in ("c2", "v2", "v1", "l2", "magnitude")}
     assert found["c2"] <= 1.01 * found["v2"] and found["v2"] < min(found["v1"], found["l2"], found["magnitude"])
 

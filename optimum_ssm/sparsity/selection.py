@@ -107,7 +107,7 @@ def _n_m_mask(scores: Tensor, pattern: Pattern) -> Tensor:
     columns = scores.reshape(scores.shape[0], -1, pattern.group).unbind(2)
     mask = torch.empty(*columns[0].shape, pattern.group, dtype=torch.bool, device=scores.device)
     for j, own in enumerate(columns):  # ranks by comparison: several times faster than sorting short groups
-        rank = torch.zeros_like(own, dtype=torch.uint8)
+        rank = torch.zeros_like(own, dtype=torch.int16)
         for i, other in enumerate(columns):
             if i != j:
                 rank += other <= own if i < j else other < own
