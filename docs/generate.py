@@ -41,6 +41,7 @@ CONTENTS = """\
   sections:
     - {local: concepts, title: "What sparsity buys, and what it does not"}
     - {local: calibration, title: Calibration}
+    - {local: training, title: Training with masks}
     - {local: results, title: Results and costs}
     - {local: architecture, title: Architecture}
 - title: Look up
