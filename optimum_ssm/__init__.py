@@ -25,6 +25,9 @@ _EXPORTS = {
     "CheckpointError": "errors",
 }
 
+# Subpackages that are reached as attributes, also on first use.
+_ROOMS = ("evaluation", "hub", "training")
+
 __all__ = ["__version__", *_EXPORTS]
 
 if TYPE_CHECKING:
@@ -41,6 +44,8 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name in _EXPORTS:
         return getattr(import_module(f".{_EXPORTS[name]}", __name__), name)
+    if name in _ROOMS:
+        return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
