@@ -180,10 +180,20 @@ class SSMPrunerConfig:
                 )
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON-ready values; a dataset that is an object is replaced by a description of it."""
+        """The fields as JSON-ready values, fit to be published.
+
+        A dataset that is an object is replaced by a description of it, the path of a local file by the file's name.
+        """
         values = dataclasses.asdict(dataclasses.replace(self, dataset=None))
         known = isinstance(self.dataset, (str, os.PathLike))
-        values["dataset"] = str(self.dataset) if known else f"<{type(self.dataset).__name__} in memory>"
+        local = known and os.path.exists(self.dataset)
+        values["dataset"] = (
+            os.path.basename(self.dataset)
+            if local
+            else str(self.dataset)
+            if known
+            else f"<{type(self.dataset).__name__} in memory>"
+        )
         return values
 
     @classmethod

@@ -49,8 +49,8 @@ def model_report(model: PreTrainedModel, family: Family) -> PruningReport:
 
 
 def origin(source: str) -> str:
-    """A Hub id as it is, a directory as a path that also elsewhere cannot be taken for a Hub id."""
-    return os.path.join(".", os.path.normpath(source)) if os.path.isdir(source) else source
+    """A Hub id as it is; a directory by its name alone, written so that it cannot be taken for a Hub id."""
+    return os.path.join(".", os.path.basename(os.path.abspath(source))) if os.path.isdir(source) else source
 
 
 def record_pass(

@@ -200,7 +200,7 @@ def test_a_local_directory_gives_model_tokenizer_and_an_empty_account(assets: Pa
     assert pruner.model.dtype is torch.bfloat16 and not pruner.model.training
     assert pruner.tokenizer.decode(pruner.tokenizer("Alan Turing")["input_ids"]) == "Alan Turing"
     assert pruner.report.pruned == 0 and pruner.masks == {} and pruner.report.passes == []
-    assert pruner.report.model == str(assets / "mamba2-tiny")
+    assert pruner.report.model == "./mamba2-tiny", "the report is published: no path of this machine"
     assert SSMPruner.from_pretrained(assets / "mamba2-tiny", dtype="float32").model.dtype is torch.float32
 
 

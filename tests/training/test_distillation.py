@@ -91,26 +91,29 @@ def test_the_trainer_with_alpha_0_has_the_models_own_loss(either_tiny_model, mak
     assert trainer.compute_loss(either_tiny_model, inputs).item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_gradient_accumulation_is_the_mean_over_all_real_tokens(make_tiny_model, tmp_path):
-    """Two micro-batches with unequal padding weigh as one batch does."""
-    rows = RandomTokens(4)
+@pytest.mark.parametrize(("size", "accumulation"), [(4, 1), (2, 2)])
+def test_a_step_is_that_of_the_mean_over_all_real_tokens(make_tiny_model, tmp_path, size, accumulation):
+    """Also where micro-batches are padded unequally, and padding is told by the attention mask alone."""
 
     class Padded(RandomTokens):
         def __getitem__(self, index):
-            length = 3 if index < 2 else 12
-            mask = (torch.arange(12) < length).long()
+            mask = (torch.arange(12) < (3 if index < 2 else 12)).long()
             return {"input_ids": self.ids[index], "attention_mask": mask, "labels": self.ids[index].clone()}
 
-    finals = []
-    for size, accumulation in ((4, 1), (2, 2)):
-        student = make_tiny_model("mamba", seed=1)
-        settings = {"max_steps": 1, "per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation}
-        args = arguments(tmp_path, optim="sgd", weight_decay=0.0, max_grad_norm=0.0, **settings)
-        data = Padded(len(rows))
-        DistillationTrainer(student, args, train_dataset=data, teacher=make_tiny_model("mamba")).train()
-        finals.append(student.backbone.layers[0].mixer.in_proj.weight.detach())
-    start = make_tiny_model("mamba", seed=1).backbone.layers[0].mixer.in_proj.weight
-    assert torch.allclose(finals[0] - start, finals[1] - start, rtol=1e-3, atol=1e-7)
+    student, teacher, data = make_tiny_model("mamba", seed=1), make_tiny_model("mamba"), Padded(4)
+    name = "backbone.layers.0.mixer.in_proj.weight"
+    inputs = torch.utils.data.default_collate([data[i] for i in range(4)])
+    labels = inputs.pop("labels").masked_fill(inputs["attention_mask"] == 0, -100)
+    with torch.no_grad():
+        taught = teacher(**inputs).logits
+    distillation_loss(student.train()(**inputs).logits, taught, labels).backward()
+    expected = student.get_parameter(name).detach() - 0.01 * student.get_parameter(name).grad
+    settings = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation, "max_steps": 1}
+    args = arguments(tmp_path, optim="sgd", weight_decay=0.0, max_grad_norm=0.0, **settings)
+    student.zero_grad()
+    DistillationTrainer(student, args, train_dataset=data, teacher=teacher).train()
+    start = make_tiny_model("mamba", seed=1).get_parameter(name).detach()
+    assert torch.allclose(student.get_parameter(name) - start, expected - start, rtol=1e-3, atol=1e-6)
 
 
 def test_distillation_brings_a_sparse_student_closer_and_leaves_the_teacher_alone(make_tiny_model, tmp_path):

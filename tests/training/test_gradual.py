@@ -39,13 +39,14 @@ class Watcher(TrainerCallback):
     """What the targets look like after every optimiser step."""
 
     def __init__(self, callback):
-        self.callback, self.sparsities, self.masks = callback, [], []
+        self.callback, self.sparsities, self.masks, self.batches = callback, [], [], []
 
     def on_step_end(self, args, state, control, **kwargs):
         masks = self.callback.masks
         held = sum(masks.holding(name) for name in masks.masks)
         assert held == sum(int(mask.sum()) for mask in masks.masks.values())
         self.sparsities.append(self.callback.sparsity)
+        self.batches.append(self.callback.threshold.batches)
         self.masks.append({name: mask.clone() for name, mask in masks.masks.items()})
 
 
@@ -62,6 +63,9 @@ def test_follows_the_schedule_to_the_entry_and_never_gives_back(either_tiny_mode
     assert [round(sparsity * size) for sparsity in watcher.sparsities] == counts
     assert counts[-1] == counts[9] == round_half_up(0.7 * size)
     assert len(set(counts)) == 4  # 0 until step 4, then at 5, 8 and 10
+    # gradients since the last update, none once the schedule is over
+    needed = method == "gradient_magnitude"
+    assert watcher.batches == ([1, 0, 1, 2, 0, 1, 2, 0, 1, 0, 0, 0] if needed else [0] * STEPS)
     for before, after in zip(watcher.masks, watcher.masks[1:]):
         assert all((after[name] >= before[name]).all() for name in before)
 

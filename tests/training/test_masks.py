@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainerCallback
 
 from optimum_ssm import ConfigurationError, SSMPruner, SSMPrunerConfig
 from optimum_ssm.training import ModelMasks, SparsityCallback
@@ -44,18 +44,30 @@ def assert_same(found, wanted):
         assert torch.equal(found[name], value), name
 
 
+class Watcher(TrainerCallback):
+    """The sparsity after every optimiser step."""
+
+    def __init__(self, masks):
+        self.masks, self.seen = masks, []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.seen.append(self.masks.sparsity())
+
+
 @pytest.mark.parametrize("fill", ["memoryless", "zero"])
 def test_masks_and_fills_survive_weight_decay_and_accumulation(either_tiny_model, tmp_path, fill):
     pruner = pruned(either_tiny_model, fill)
     before = copy.deepcopy(either_tiny_model.state_dict())
     callback = pruner.sparsity_callback()
-    train(either_tiny_model, tmp_path, [callback])
+    watcher = Watcher(callback.masks)
+    train(either_tiny_model, tmp_path, [callback, watcher])
     assert_same(removed_values(pruner), expected(pruner, fill))
     for name, mask in pruner.masks.items():  # and the others did learn
         assert not torch.equal(either_tiny_model.get_parameter(name)[~mask], before[name][~mask]), name
     removed = sum(int(mask.sum()) for mask in pruner.masks.values())
     assert callback.masks.sparsity() == removed / sum(mask.numel() for mask in pruner.masks.values())
-    assert 0.49 < callback.masks.sparsity() < 0.51
+    assert watcher.seen == [callback.masks.sparsity()] * 6
+    assert 0.49 < watcher.seen[0] < 0.51
 
 
 @pytest.mark.parametrize("fill", ["memoryless", "zero"])
