@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
@@ -47,7 +48,9 @@ class SSMPrunerConfig:
     """
 
     method: str = _option("sparsessm", "what scores the weights")
-    sparsity: float | None = _option(None, "share of the selected weights to remove, in [0, 1); left out with N:M")
+    sparsity: float | None = _option(
+        None, "share of the selected weights that is gone afterwards, in [0, 1); left out with N:M"
+    )
     pattern: str = _option("unstructured", "'unstructured' or 'N:M' such as '2:4' (N kept of M consecutive inputs)")
     targets: list[str] | None = _option(None, "weights to prune: names, globs or 're:…'; default: the method's own")
     exclude: list[str] = _option([], "weights to leave alone, named like targets")
@@ -62,14 +65,14 @@ class SSMPrunerConfig:
     )
     memoryless_value: float = _option(38.0, "A_log value that stands for memoryless, in (0, 88]")
     dataset: Any = _option(
-        "wikitext2", "calibration text: 'wikitext2', 'c4', a Hub id, or a .txt/.jsonl/.parquet file"
+        "wikitext2", "calibration text: 'wikitext2', 'c4', a Hub id, or a .txt/.jsonl/.json/.csv/.parquet file"
     )
     dataset_name: str | None = _option(None, "configuration name of a Hub dataset")
     dataset_split: str | None = _option(None, "split of the dataset; default 'train'. A test split is refused")
     text_column: str = _option("text", "column that holds the text")
     num_samples: int = _option(128, "number of calibration blocks")
     seq_len: int = _option(2048, "tokens in a calibration block")
-    batch_size: int = _option(8, "calibration blocks per forward pass")
+    batch_size: int = _option(8, "calibration blocks per forward pass, and per gradient where a method uses one")
     seed: int = _option(0, "seed of the calibration blocks and of methods that draw")
     sequential: bool = _option(True, "let the outputs of a pruned block feed the next one")
     reconstruction_epochs: int | None = _option(
@@ -184,17 +187,25 @@ class SSMPrunerConfig:
 
         A dataset that is an object is replaced by a description of it, the path of a local file by the file's name.
         """
-        values = dataclasses.asdict(dataclasses.replace(self, dataset=None))
+        fields = (field.name for field in dataclasses.fields(self) if field.name != "dataset")
+        values = {name: copy.deepcopy(getattr(self, name)) for name in fields}
         known = isinstance(self.dataset, (str, os.PathLike))
-        local = known and os.path.exists(self.dataset)
-        values["dataset"] = (
-            os.path.basename(self.dataset)
-            if local
-            else str(self.dataset)
-            if known
-            else f"<{type(self.dataset).__name__} in memory>"
-        )
+        values["dataset"] = str(self.dataset) if known else f"<{type(self.dataset).__name__} in memory>"
+        if known and os.path.exists(self.dataset):
+            values["dataset"] = os.path.basename(self.dataset)
         return values
+
+    @classmethod
+    def from_record(cls, values: dict[str, Any]) -> SSMPrunerConfig:
+        """A config of a pass that is history, taken as it was written.
+
+        Nothing is checked: its method may have been registered by code that is not here, or refuse a value by now.
+        """
+        record = cls.__new__(cls)
+        for entry in dataclasses.fields(cls):
+            default = entry.default if entry.default is not dataclasses.MISSING else entry.default_factory()
+            setattr(record, entry.name, values.get(entry.name, default))
+        return record
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SSMPrunerConfig:

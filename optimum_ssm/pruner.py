@@ -56,6 +56,10 @@ class SSMPruner:
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: Any = None, pruning_config: Any = None):
+        if not isinstance(model, PreTrainedModel):
+            raise ConfigurationError(
+                f"model must be a transformers model, got {type(model).__name__}; load one with SSMPruner.from_pretrained"
+            )
         self.model = model
         self.tokenizer = tokenizer
         self.pruning_config = parse_recipe(pruning_config) if pruning_config is not None else None
@@ -101,6 +105,12 @@ class SSMPruner:
         if settings is not None:
             pruner._done, pruner.report = settings
             pruner.masks = masks_from_weights(model, pruner.family, pruner.report, pruner._done)
+            gone = sum(int(mask.sum()) for mask in pruner.masks.values())
+            if gone != pruner.report.pruned:
+                logger.warning(
+                    f"{source}: its report says that {pruner.report.pruned:,} entries are removed, its weights say {gone:,}; "
+                    "they were changed since, or kept entries are zero"
+                )
         pruner.license = load_license(source, **location)
         return pruner
 
@@ -124,16 +134,21 @@ class SSMPruner:
             raise ConfigurationError("nothing to prune by: pass an SSMPrunerConfig to prune() or to the constructor")
         plans = [make_plan(self.model, self.family, config) for config in recipe]
         vocabulary = self.model.get_input_embeddings().weight.shape[0]
-        for config, plan in zip(recipe, plans):
+        texts = [calibration_blocks(p.config, self.tokenizer, vocabulary) if p.needs_text else None for p in plans]
+        for config, plan, ids in zip(recipe, plans, texts):
             start = time.perf_counter()
             logger.info(f"{config.method}: {len(plan.tasks)} weights matched")
-            ids = calibration_blocks(config, self.tokenizer, vocabulary) if plan.needs_text else None
             blocks: list = []
             self._unfinished = config.method
             run_pass(self.model, self.family, plan, ids, blocks.append, self.masks)
             self._unfinished = None
             seconds = time.perf_counter() - start
             record_pass(self.report, self.masks, plan, blocks, 0 if ids is None else ids.numel(), seconds)
+            if not self.report.passes[-1].removed and config.sparsity:
+                logger.warning(
+                    f"{config.method} at sparsity {config.sparsity:g} removed nothing new: the sparsity is the share that "
+                    "is gone after the pass, and so much was gone before"
+                )
             self._done.append(config)
             self.report.perplexity.pop("pruned", None)  # it was that of a model which is no more
         return self.report
@@ -147,7 +162,9 @@ class SSMPruner:
 
         Raises:
             ConfigurationError, CalibrationError: as in `measure_perplexity`.
+            CheckpointError: the last `prune()` ended half way.
         """
+        self._check_finished()
         stage = stage or ("pruned" if self.report.passes else "dense")
         found = measure_perplexity(self.model, self.tokenizer, dataset, **kwargs)
         self.report.perplexity[stage] = found.to_dict()

@@ -63,6 +63,7 @@ class Pass:
         block_errors (`list`): relative output error of each block on its own inputs, where there was calibration.
         reconstruction (`list`): per block the relative distance from the dense model's output before and after its kept
             weights were tuned; empty without reconstruction.
+        removed (`int`): entries that this pass removed and no earlier one had.
     """
 
     config: dict[str, Any]
@@ -70,6 +71,7 @@ class Pass:
     tokens: int
     block_errors: list[float | None]
     reconstruction: list[list[float] | None] = field(default_factory=list)
+    removed: int = 0
 
 
 @dataclass
@@ -150,7 +152,7 @@ class PruningReport:
             config = done.config
             lines.append(
                 f"Pass {number}: {config['method']}, {config['pattern']}, sparsity {config['sparsity']:g}, "
-                f"{done.tokens:,} calibration tokens, {done.seconds:.1f} s"
+                f"{done.tokens:,} calibration tokens, {done.removed:,} entries removed, {done.seconds:.1f} s"
             )
         if self.passes:
             lines.append("")
@@ -173,17 +175,18 @@ class PruningReport:
         return "\n".join(lines)
 
     def _facts(self) -> list[str]:
-        errors = [error for done in self.passes for error in done.block_errors if error is not None]
+        measured = [(number, done.block_errors) for number, done in enumerate(self.passes, start=1)]
+        measured = [(number, found) for number, errors in measured if (found := [e for e in errors if e is not None])]
         facts = [
             f"Weights: {self.dense_bytes:,} bytes stored densely, {self.nonzero_bytes:,} bytes without the removed entries.",
             f"State per sequence: {self.recurrent_state_bytes:,} bytes recurrent (float32), "
             f"{self.conv_state_bytes:,} bytes convolution.",
         ]
-        if errors:
-            facts.append(
-                f"Relative output error of a block: mean {sum(errors) / len(errors):.2e}, worst {max(errors):.2e}."
-            )
-        tuned = [pair for done in self.passes for pair in done.reconstruction if pair is not None]
+        if measured:
+            number, errors = measured[-1]
+            mean, worst = sum(errors) / len(errors), max(errors)
+            facts.append(f"Relative output error of a block in pass {number}: mean {mean:.2e}, worst {worst:.2e}.")
+        tuned = [pair for done in self.passes[-1:] for pair in done.reconstruction if pair is not None]
         if tuned:
             before, after = (sum(pair[i] for pair in tuned) / len(tuned) for i in (0, 1))
             facts.append(

@@ -71,6 +71,7 @@ def record_pass(
         seconds (`float`): wall time.
     """
     rows = {row.name: row for row in report.rows}
+    before = report.pruned
     for outcome in (outcome for block in blocks for outcome in block.outcomes):
         target = outcome.target
         row = rows[target.parameter]
@@ -89,9 +90,9 @@ def record_pass(
             if (label == stem or label.startswith(f"{stem}.")) and not row.pruned:
                 row.reason = reason
     tuned = [None if block.reconstruction is None else list(block.reconstruction) for block in blocks]
-    report.passes.append(
-        Pass(plan.config.to_dict(), seconds, tokens, [block.error for block in blocks], tuned if any(tuned) else [])
-    )
+    errors = [block.error for block in blocks]
+    removed = report.pruned - before
+    report.passes.append(Pass(plan.config.to_dict(), seconds, tokens, errors, tuned if any(tuned) else [], removed))
 
 
 def _component(name: str, target: Target | None) -> str:

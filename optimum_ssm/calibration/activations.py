@@ -97,7 +97,7 @@ def inference_state(model: nn.Module) -> Iterator[None]:
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with torch.no_grad(), _exact_products():
+        with torch.inference_mode(False), torch.no_grad(), _exact_products():
             yield
     finally:
         for module, training in modes.items():

@@ -56,6 +56,8 @@ def calibration_blocks(config: SSMPrunerConfig, tokenizer: Any, vocab_size: int)
     if _holds_ids(dataset):
         rows = [_ids(row) for row in dataset]
         if rows and all(len(row) == config.seq_len for row in rows):
+            if len(rows) < config.num_samples:
+                logger.warning(f"the dataset holds {len(rows)} blocks, fewer than num_samples={config.num_samples}")
             return _checked(torch.stack(rows[: config.num_samples]), vocab_size)
         stream = torch.cat(rows) if rows else torch.empty(0, dtype=torch.long)
     else:
@@ -168,7 +170,7 @@ def _column(rows: Any, column: str, dataset: Any) -> Iterable[str]:
             raise ConfigurationError(
                 f"dataset {_describe(dataset)} has no column {column!r}; it has: {', '.join(names)}"
             )
-        return (row[column] for row in rows)
+        return (_text_of(row, column) for row in rows)
     if isinstance(rows, Iterable):
         return (_text_of(row, column) for row in rows)
     raise ConfigurationError(f"dataset of type {type(dataset).__name__} is neither text, a Dataset nor token ids")

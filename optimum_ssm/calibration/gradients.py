@@ -55,7 +55,7 @@ def gradient_statistics(
         for batch in tqdm(batches, desc="Gradients", unit="batch", disable=not sys.stderr.isatty()):
             batch = batch.to(device)
             with torch.enable_grad():
-                loss = model(input_ids=batch, labels=batch, use_cache=False).loss
+                loss = _loss(model, batch)
                 gradients = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
             for name, gradient in zip(wanted, gradients):
                 if gradient is None:
@@ -68,3 +68,12 @@ def gradient_statistics(
         if not value.isfinite().all():
             raise CalibrationError(f"{name}: its gradient is not finite")
     return {name: {"grad_abs": value} for name, value in sums.items()}
+
+
+def _loss(model: nn.Module, batch: Tensor) -> Tensor:
+    try:
+        return model(input_ids=batch, labels=batch, use_cache=False).loss
+    except (TypeError, AttributeError) as error:
+        raise CalibrationError(
+            f"{type(model).__name__} gives no next-token loss; gradients need a causal model"
+        ) from error

@@ -127,6 +127,11 @@ def make_plan(model: nn.Module, family: Family, config: SSMPrunerConfig) -> Plan
     allocation = ALLOCATIONS.build(name, config.allocation_kwargs, "allocation_kwargs")
     epochs = config.reconstruction_epochs
     epochs = method.default_reconstruction_epochs if epochs is None else epochs
+    if config.reconstruction_kwargs and not epochs:
+        raise ConfigurationError(
+            f"reconstruction_kwargs={config.reconstruction_kwargs} without reconstruction tune nothing; give "
+            "reconstruction_epochs of at least 1"
+        )
     reconstruction = Reconstruction(epochs, **config.reconstruction_kwargs)
     plan = Plan(config, method, allocation, pattern, scope, [], {}, reconstruction)
     chosen = select_targets(declared_targets(family, model), config.targets, config.exclude, method.default_targets)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from abc import abstractmethod
 from argparse import ArgumentParser, Namespace
@@ -23,6 +24,9 @@ class SSMLeafCommand(BaseOptimumCLICommand):
             self.execute(self.args)
         except OptimumSSMError as error:
             sys.exit(f"error: {error}")
+        except BrokenPipeError:  # the reader of a pipe has seen enough; nothing is left to say
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
         except KeyboardInterrupt:
             sys.exit("interrupted; nothing was saved")
 

@@ -120,6 +120,10 @@ def measure_perplexity(
     else:
         ids = tokenize(load_text(dataset, dataset_name, split, text_column), tokenizer_or_ids)
         name = _name(dataset, split)
+    if model.get_output_embeddings() is None:
+        raise ConfigurationError(
+            f"{type(model).__name__} has no output head; perplexity needs a causal language model"
+        )
     vocabulary = model.get_input_embeddings().weight.shape[0]
     if len(ids) < window:
         raise CalibrationError(f"the text has {len(ids)} tokens, fewer than one window of {window}")

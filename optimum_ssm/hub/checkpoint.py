@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import cached_file, logging
 
 from ..configuration import SSMPrunerConfig
-from ..errors import CheckpointError, ConfigurationError
+from ..errors import CheckpointError
 from ..report import PruningReport
 from ..version import __version__
 from .directory import whole_directory
@@ -60,7 +60,7 @@ def load_model(source: str | os.PathLike, **kwargs: Any) -> tuple[PreTrainedMode
         if is_original_config(raw):
             return load_original(source, raw, **kwargs), raw
         model, info = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **kwargs)
-    except (OSError, ValueError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, TypeError, AttributeError, AssertionError, SafetensorError) as error:
         raise CheckpointError(f"{source} cannot be loaded: {_one_line(error)}") from error
     if info["missing_keys"]:  # transformers draws them at random and only warns
         missing = _one_line(", ".join(sorted(info["missing_keys"])))
@@ -125,8 +125,8 @@ def load_settings(source: str | os.PathLike, **location: Any) -> tuple[list[SSMP
             f"optimum_ssm {__version__} reads format {FORMAT_VERSION} with its {REPORT_FILE}"
         )
     try:
-        recipe = [SSMPrunerConfig.from_dict(entry) for entry in settings["passes"]]
-    except (KeyError, ConfigurationError) as error:
+        recipe = [SSMPrunerConfig.from_record(entry) for entry in settings["passes"]]
+    except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{CONFIG_FILE} of {source} cannot be read: {error}") from error
     return recipe, PruningReport.from_json(json.dumps(report))
 

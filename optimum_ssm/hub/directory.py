@@ -36,6 +36,8 @@ def whole_directory(path: str | os.PathLike, overwrite: bool = False) -> Iterato
         beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         beside.chmod(0o777 & ~_umask())  # mkdtemp gives 0700, which others could not read
         yield beside
+        for file in (path for path in beside.rglob("*") if path.is_file()):
+            file.chmod(0o666 & ~_umask())  # safetensors writes 0600
         _replace(beside, target)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot write {target}: {' '.join(str(error).split())}") from error
@@ -45,15 +47,31 @@ def whole_directory(path: str | os.PathLike, overwrite: bool = False) -> Iterato
 
 
 def check_free(path: Path, overwrite: bool) -> None:
-    """Refuse a path that is a file, or a directory that holds something.
+    """Refuse a path that cannot become a directory, or one that holds something which must not be lost.
+
+    Even with `overwrite` only a checkpoint is replaced: a directory with a `config.json`, without subdirectories, that is
+    neither the working directory nor above it.
 
     Raises:
         CheckpointError: naming the path and the way out.
     """
-    if path.exists() and not path.is_dir():
-        raise CheckpointError(f"{path} is a file; give a directory")
-    if path.is_dir() and any(path.iterdir()) and not overwrite:
+    path = path.absolute()
+    nearest = next(parent for parent in (path, *path.parents) if parent.exists())
+    if not nearest.is_dir():
+        raise CheckpointError(f"{nearest} is a file; give a directory")
+    if nearest != path and not os.access(nearest, os.W_OK):
+        raise CheckpointError(f"{nearest} cannot be written to; give another directory")
+    if nearest != path or not any(path.iterdir()):
+        return
+    if not overwrite:
         raise CheckpointError(f"{path} is not empty; give another directory or allow overwriting")
+    here = Path.cwd()
+    if path.resolve() in (here, *here.parents):
+        raise CheckpointError(f"{path} is, or holds, the working directory and is not overwritten; give another one")
+    folders = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if folders or not (path / "config.json").is_file():
+        what = f"holds the directory {folders[0]!r}" if folders else "has no config.json"
+        raise CheckpointError(f"{path} {what}, so it is no checkpoint and is not overwritten; give another directory")
 
 
 def _replace(new: Path, target: Path) -> None:

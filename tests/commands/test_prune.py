@@ -86,6 +86,7 @@ def test_a_recipe_of_two_passes(ssm: Callable[..., Ended], tiny_dir: Path, tmp_p
 def test_overwrite_replaces_the_output(ssm: Callable[..., Ended], tiny_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old.txt").touch()
+    (tmp_path / "out" / "config.json").write_text("{}")
     ended = ssm("prune", tiny_dir, "-o", tmp_path / "out", "--overwrite", "--method", "magnitude", "--sparsity", 0.5)
     assert ended.code == 0 and not (tmp_path / "out" / "old.txt").exists()
 

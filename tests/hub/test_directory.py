@@ -22,9 +22,9 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def fill(folder: Path, text: str) -> None:
-    (folder / "inner").mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(text)
-    (folder / "inner" / "weights").write_text(text)
+    (folder / "weights").write_text(text)
 
 
 def test_a_new_directory_appears_with_its_parents_and_nothing_beside_it(tmp_path: Path) -> None:
@@ -32,7 +32,7 @@ def test_a_new_directory_appears_with_its_parents_and_nothing_beside_it(tmp_path
     with whole_directory(target) as new:
         assert not target.exists() and new.parent == target.parent, "a rename stays on one file system"
         fill(new, "new")
-    assert contents(tmp_path) == {"a/b/out/config.json": "new", "a/b/out/inner/weights": "new"}
+    assert contents(tmp_path) == {"a/b/out/config.json": "new", "a/b/out/weights": "new"}
     assert list(target.parent.iterdir()) == [target]
 
 
@@ -83,7 +83,7 @@ def test_overwrite_replaces_everything(tmp_path: Path) -> None:
     with whole_directory(tmp_path / "out", overwrite=True) as new:
         assert (tmp_path / "out" / "stale.txt").exists(), "the old one is there until the new one is whole"
         fill(new, "new")
-    assert contents(tmp_path) == {"out/config.json": "new", "out/inner/weights": "new"}
+    assert contents(tmp_path) == {"out/config.json": "new", "out/weights": "new"}
     assert list(tmp_path.iterdir()) == [tmp_path / "out"]
 
 
@@ -152,7 +152,7 @@ def test_an_old_directory_that_cannot_be_put_back_is_not_deleted(
 
 def test_a_parent_that_is_a_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(CheckpointError, match="^cannot write .*file/out: ") as caught:
+    with pytest.raises(CheckpointError, match="file is a file; give a directory") as caught:
         with whole_directory(tmp_path / "file" / "out"):
             pytest.fail("the block was entered")
     assert "\n" not in str(caught.value)
@@ -162,7 +162,23 @@ def test_check_free_agrees_before_any_work_is_done(tmp_path: Path) -> None:
     check_free(tmp_path / "new", overwrite=False)
     check_free(tmp_path, overwrite=False)
     (tmp_path / "file").touch()
-    check_free(tmp_path, overwrite=True)
-    for path, overwrite in ((tmp_path, False), (tmp_path / "file", True)):
+    for path, overwrite in ((tmp_path, False), (tmp_path / "file", True), (tmp_path / "file" / "in", True)):
         with pytest.raises(CheckpointError):
             check_free(path, overwrite)
+
+
+def test_overwrite_replaces_checkpoints_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path / "out", "old")
+    check_free(tmp_path / "out", overwrite=True)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "thesis.txt").touch()
+    (tmp_path / "config.json").touch()
+    cases = {"has no config.json": tmp_path / "notes", "holds the directory 'notes'": tmp_path}
+    for message, path in cases.items():
+        with pytest.raises(CheckpointError, match=message):
+            check_free(path, overwrite=True)
+    (tmp_path / "out" / "below").mkdir()
+    for inside in (tmp_path / "out", tmp_path / "out" / "below"):
+        monkeypatch.chdir(inside)
+        with pytest.raises(CheckpointError, match="working directory"):
+            check_free(tmp_path / "out", overwrite=True)
