@@ -22,6 +22,7 @@ from optimum_ssm import (
     SSMPrunerConfig,
     evaluate_perplexity,
 )
+from optimum_ssm.evaluation import measure_perplexity
 from optimum_ssm.methods import METHODS
 
 
@@ -361,6 +362,64 @@ def test_a_pass_that_ended_half_way_can_neither_be_saved_nor_continued(
         with pytest.raises(CheckpointError, match="'magnitude' ended half way.*Load the model again"):
             action()
     assert not (tmp_path / "out").exists()
+
+
+def test_a_half_pruned_model_is_not_measured_as_the_dense_one(
+    tiny_mamba: PreTrainedModel, token_ids: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pruner = SSMPruner(tiny_mamba)
+    monkeypatch.setattr(METHODS.get("magnitude"), "prune", lambda *args: (_ for _ in ()).throw(RuntimeError("a bug")))
+    with pytest.raises(RuntimeError, match="a bug"):
+        pruner.prune({"method": "magnitude", "sparsity": 0.5})
+    with pytest.raises(CheckpointError, match="ended half way"):
+        pruner.evaluate("any.txt")
+
+
+def test_a_pass_that_removes_nothing_new_says_so(tiny_mamba: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    pruner = SSMPruner(tiny_mamba)
+    said: list[str] = []
+    monkeypatch.setattr("optimum_ssm.pruner.logger.warning", said.append)
+    pruner.prune({"method": "magnitude", "sparsity": 0.5, "targets": ["in_proj"]})
+    assert not said
+    report = pruner.prune({"method": "magnitude", "sparsity": 0.25, "targets": ["in_proj"]})
+    assert [done.removed for done in report.passes] == [report.pruned, 0]
+    assert len(said) == 1 and "removed nothing new" in said[0]
+
+
+def test_the_text_of_every_pass_is_read_before_the_first_one_starts(
+    tiny_mamba: PreTrainedModel, token_ids: Callable[..., Tensor]
+) -> None:
+    before = {name: value.clone() for name, value in tiny_mamba.state_dict().items()}
+    recipe = [
+        {"method": "magnitude", "sparsity": 0.5},
+        {"method": "wanda", "sparsity": 0.5, "dataset": "nowhere.txt"},
+    ]
+    with pytest.raises(ConfigurationError, match="nowhere.txt"):
+        SSMPruner(tiny_mamba).prune(recipe)
+    assert all(torch.equal(value, before[name]) for name, value in tiny_mamba.state_dict().items())
+
+
+@pytest.mark.parametrize("thing", ["state-spaces/mamba-130m", None])
+def test_what_is_no_model_points_to_from_pretrained(thing: object) -> None:
+    with pytest.raises(ConfigurationError, match="SSMPruner.from_pretrained"):
+        SSMPruner(thing)
+
+
+def test_a_model_without_a_head_is_pruned_but_not_measured(tiny_mamba: PreTrainedModel) -> None:
+    pruner = SSMPruner(tiny_mamba.backbone, tokenizer=object())
+    pruner.prune({"method": "magnitude", "sparsity": 0.5, "targets": ["in_proj"]})
+    with pytest.raises(ConfigurationError, match="MambaModel has no output head"):
+        measure_perplexity(tiny_mamba.backbone, list(range(32)), window=16)
+
+
+def test_gradients_are_taken_also_inside_inference_mode(
+    tiny_mamba: PreTrainedModel, token_ids: Callable[..., Tensor]
+) -> None:
+    config = {"method": "gradient_magnitude", "sparsity": 0.5, "dataset": token_ids(), "targets": ["in_proj"]}
+    config |= {"seq_len": token_ids().shape[1], "num_samples": len(token_ids())}
+    with torch.inference_mode():
+        report = SSMPruner(tiny_mamba).prune(config)
+    assert report.pruned > 0
 
 
 def test_a_pass_that_was_refused_before_it_began_leaves_everything_usable(

@@ -168,3 +168,9 @@ def test_no_fill_warning_without_a_log(tiny_mamba: PreTrainedModel, warnings: Ca
 def test_n_m_on_a_log_is_warned_to_be_no_speed_up(tiny_mamba: PreTrainedModel, warnings: Callable[[], str]) -> None:
     plan_of(tiny_mamba, method="random", pattern="2:4", targets=["A_log"])
     assert "2:4 on A_log speeds up no kernel" in warnings()
+
+
+def test_reconstruction_parameters_without_reconstruction_are_refused(tiny_mamba: PreTrainedModel) -> None:
+    config = SSMPrunerConfig(method="magnitude", sparsity=0.5, reconstruction_kwargs={"lr": 1e-3})
+    with pytest.raises(ConfigurationError, match="reconstruction_epochs of at least 1"):
+        make_plan(tiny_mamba, family_of(tiny_mamba), config)
