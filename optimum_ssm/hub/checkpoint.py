@@ -88,15 +88,18 @@ def read_json(source: str | os.PathLike, name: str, location: dict[str, Any]) ->
     """A JSON file of a Hub repository or directory; `None` if it has no such file.
 
     Raises:
-        CheckpointError: the repository does not exist or cannot be reached, or the file is not JSON.
+        CheckpointError: the repository does not exist or cannot be reached, or the file is not a JSON object.
     """
     path = _find(source, name, location)
     if path is None:
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{name} of {source} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{name} of {source} is a JSON {type(values).__name__}, not an object")
+    return values
 
 
 def load_license(source: str | os.PathLike, **location: Any) -> str | None:

@@ -183,7 +183,7 @@ def test_a_hub_id_that_is_not_in_the_cache_is_one_line_offline(
 
 @pytest.mark.parametrize("text, message", [
     ("{", "config.json of .* cannot be read"),
-    ("[]", "cannot be loaded: Unrecognized model"),
+    ("[]", "config.json of .* is a JSON list, not an object"),
     ("{}", "cannot be loaded: Unrecognized model"),
     ('{"model_type": "mamba3000"}', "cannot be loaded: .*`mamba3000`"),
 ])  # fmt: skip
