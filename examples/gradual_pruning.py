@@ -61,8 +61,8 @@ class Options:
     targets: list[str] | None = field(default=None, metadata={"help": "weights to prune; default: the method's own"})
     shape: str = field(default="cubic", metadata={"help": "cubic, linear or one-shot"})
     begin_step: int = field(default=10, metadata={"help": "last step of the dense model"})
-    end_step: int | None = field(default=None, metadata={"help": "first step at the final sparsity; default: 2/3"})
-    update_every: int = field(default=5, metadata={"help": "steps between two updates of the masks"})
+    end_step: int | None = field(default=None, metadata={"help": "first step at the final sparsity; default: a third"})
+    update_every: int = field(default=15, metadata={"help": "steps between two updates of the masks"})
     distill: float = field(default=0.0, metadata={"help": "weight of the dense teacher in the loss, 0 to 1"})
     compare: bool = field(default=False, metadata={"help": "also prune at once, without and with the same training"})
     resume: bool = field(default=False, metadata={"help": "go on from the last checkpoint in output_dir"})
@@ -93,7 +93,7 @@ def load(options: Options, args: TrainingArguments) -> SSMPruner:
 
 def train(pruner: SSMPruner, data: Rows, options: Options, args: TrainingArguments, shape: str) -> None:
     """Prune along a schedule while training; the pruner knows the result."""
-    end = options.end_step or args.max_steps * 2 // 3
+    end = options.end_step or args.max_steps // 3
     config = SSMPrunerConfig(method=options.method, sparsity=options.sparsity, targets=options.targets)
     schedule = {"begin_step": options.begin_step, "end_step": end, "update_every": options.update_every}
     gradual = GradualPruningCallback(pruner, config, **schedule, shape=shape)

@@ -5,12 +5,13 @@
 | name | value | shape |
 |---|---|---|
 | `grad_abs` | mean over batches of the absolute value of ∂L/∂W, L the mean next-token loss of a batch | as the weight |
+| `fisher` | mean over sequences of (∂L/∂W)², L the mean next-token loss of a sequence: the empirical Fisher's diagonal | as the weight |
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 import torch
 from accelerate.utils import tqdm
@@ -19,11 +20,11 @@ from torch import Tensor, nn
 from ..errors import CalibrationError
 
 
-GRADIENT_STATISTICS = ("grad_abs",)
+GRADIENT_STATISTICS = ("grad_abs", "fisher")
 
 
 def gradient_statistics(
-    model: nn.Module, parameters: Iterable[str], ids: Tensor, batch_size: int
+    model: nn.Module, wanted: Mapping[str, tuple[str, ...]], ids: Tensor, batch_size: int
 ) -> dict[str, dict[str, Tensor]]:
     """`GRADIENT_STATISTICS` of the named parameters.
 
@@ -32,9 +33,9 @@ def gradient_statistics(
     Args:
         model (`PreTrainedModel`): a causal language model in eval mode; `requires_grad` flags and gradients are as before
             at the end.
-        parameters (`Iterable[str]`): qualified names.
+        wanted (`Mapping[str, tuple[str, ...]]`): qualified names of parameters, with the statistics of each.
         ids (`Tensor`): int64, (samples, seq_len).
-        batch_size (`int`): samples per backward pass.
+        batch_size (`int`): samples per backward pass; `fisher` takes one at a time.
 
     Returns:
         `dict`: parameter name to statistic name to value.
@@ -42,10 +43,22 @@ def gradient_statistics(
     Raises:
         CalibrationError: a gradient is missing or not finite; the parameter is named.
     """
-    wanted = {name: model.get_parameter(name) for name in parameters}
+    found: dict[str, dict[str, Tensor]] = {name: {} for name in wanted}
+    for statistic in GRADIENT_STATISTICS:
+        names = [name for name, statistics in wanted.items() if statistic in statistics]
+        if names:
+            sums = _gradients(model, names, ids.split(1 if statistic == "fisher" else batch_size), statistic)
+            for name, value in sums.items():
+                found[name][statistic] = value
+    return found
+
+
+def _gradients(model: nn.Module, names: list[str], batches: tuple[Tensor, ...], statistic: str) -> dict[str, Tensor]:
+    """Mean over batches of the absolute or the squared gradient."""
+    power = torch.abs if statistic == "grad_abs" else torch.square
+    wanted = {name: model.get_parameter(name) for name in names}
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
     sums = {name: torch.zeros_like(parameter, dtype=torch.float32) for name, parameter in wanted.items()}
-    batches = ids.split(batch_size)
     device = model.get_input_embeddings().weight.device
     try:
         for parameter in flags:
@@ -60,14 +73,14 @@ def gradient_statistics(
             for name, gradient in zip(wanted, gradients):
                 if gradient is None:
                     raise CalibrationError(f"{name}: the loss does not depend on it")
-                sums[name] += gradient.float().abs() / len(batches)
+                sums[name] += power(gradient.float()) / len(batches)
     finally:
         for parameter, flag in flags.items():
             parameter.requires_grad_(flag)
     for name, value in sums.items():
         if not value.isfinite().all():
             raise CalibrationError(f"{name}: its gradient is not finite")
-    return {name: {"grad_abs": value} for name, value in sums.items()}
+    return sums
 
 
 def _loss(model: nn.Module, batch: Tensor) -> Tensor:

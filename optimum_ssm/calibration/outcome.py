@@ -1,14 +1,15 @@
 # Copyright 2026 The optimum_ssm authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""What one pass did: to a target, and to a block."""
+"""What one pass did: to a target, to the units of an axis, and to a block."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from ..families.matching import Target
+from ..surgery.cut import Kept, sliced
 
 
 @dataclass(frozen=True)
@@ -26,14 +27,48 @@ class Outcome:
     mask: Tensor
     error: float | None
 
+    def mark(self, masks: dict[str, Tensor]) -> None:
+        """Add what was removed to the masks of whole parameters."""
+        masks[self.target.parameter][self.target.rows] |= self.mask
+
+    def sliced(self, parameter: str, mask: Tensor | None) -> Tensor | None:
+        """An earlier mask of a parameter (path inside the block) in its new shape: here the same."""
+        return mask
+
+
+@dataclass(frozen=True)
+class UnitOutcome:
+    """What happened to the units of one axis in one block.
+
+    Args:
+        axis (`str`): the axis.
+        block (`int`): index of the block when the pass began.
+        units (`int`): how many there were.
+        removed (`list[int]`): which are gone.
+        kept (`Kept`): what is left of which dimension of which parameter (path inside the block).
+    """
+
+    axis: str
+    block: int
+    units: int
+    removed: list[int]
+    kept: Kept = field(default_factory=dict)
+
+    def mark(self, masks: dict[str, Tensor]) -> None:
+        """Nothing: what is gone has no entries."""
+
+    def sliced(self, parameter: str, mask: Tensor | None) -> Tensor | None:
+        """An earlier mask of a parameter (path inside the block) in its new shape."""
+        return mask if mask is None or parameter not in self.kept else sliced(mask, self.kept[parameter])
+
 
 @dataclass(frozen=True)
 class BlockOutcome:
     """What happened to one block.
 
     Args:
-        index (`int`): its place in the model.
-        outcomes (`list[Outcome]`): its targets.
+        index (`int`): its place in the model when the pass began.
+        outcomes (`list[Outcome]` or `list[UnitOutcome]`): its targets, or its axes.
         error (`float`, *optional*): with calibration, the relative error of the block's output on its own inputs.
         seconds (`float`): wall time.
         reconstruction (`tuple[float, float]`, *optional*): relative distance from the dense model's output before and
@@ -41,7 +76,7 @@ class BlockOutcome:
     """
 
     index: int
-    outcomes: list[Outcome]
+    outcomes: list
     error: float | None
     seconds: float
     reconstruction: tuple[float, float] | None = None

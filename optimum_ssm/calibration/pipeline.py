@@ -13,28 +13,21 @@ from typing import Any
 import torch
 from accelerate.utils import tqdm
 from torch import Tensor, nn
-from transformers.utils import logging
 
-from ..errors import CalibrationError
 from ..families.base import Family
-from ..families.matching import Target
-from ..methods.base import output_error
-from ..sparsity.allocations.base import Evidence
 from .activations import Activations, inference_state
-from .gradients import GRADIENT_STATISTICS, gradient_statistics
+from .gradients import gradient_statistics
 from .outcome import BlockOutcome, Outcome
-from .plan import Plan, Task
+from .reconstruction import Reconstruction
 from .seam import ScanSeam, replaced_scan
-from .sites import BlockStatistics
-
-
-logger = logging.get_logger(__name__)
+from .sites import BlockStatistics, Need
+from .work import Place, Work
 
 
 def run_pass(
     model: nn.Module,
     family: Family,
-    plan: Plan,
+    plan: Any,
     ids: Tensor | None,
     on_block: Callable[[BlockOutcome], None],
     removed: Mapping[str, Tensor],
@@ -45,7 +38,7 @@ def run_pass(
         model (`nn.Module`): the model; its training mode, gradients flags, hooks and config are as before at the end,
             also after an exception.
         family (`Family`): its description.
-        plan (`Plan`): from `make_plan`.
+        plan (`Plan` or `UnitPlan`): from `make_plan`.
         ids (`Tensor`, *optional*): calibration blocks, (samples, seq_len); `None` only if the plan needs no text.
         on_block (`Callable`): called after every block.
         removed (`Mapping[str, Tensor]`): parameter name to bool mask of what earlier passes removed. It stays removed,
@@ -55,133 +48,94 @@ def run_pass(
         CalibrationError: statistics or activations are not usable; the weight or the block is named.
     """
     with inference_state(model), replaced_scan(family, model) as seam:
-        _Run(model, family, plan, seam, ids, removed).execute(on_block)
+        wanted = plan.gradient_parameters
+        gradients = gradient_statistics(model, wanted, ids, plan.config.batch_size) if wanted else {}
+        work = plan.work(model, removed, gradients)
+        _Run(model, family, plan, work, seam, ids, removed).execute(on_block)
 
 
 class _Run:
-    """One pass over one model. Arguments as in `run_pass`, `seam` open."""
+    """One pass over one model. Arguments as in `run_pass`, `seam` open, `work` what is done to a block."""
 
     def __init__(
         self,
         model: nn.Module,
         family: Family,
-        plan: Plan,
+        plan: Any,
+        work: Work,
         seam: ScanSeam,
         ids: Tensor | None,
         removed: Mapping[str, Tensor],
     ):
-        self.model, self.plan, self.seam, self.ids, self.removed = model, plan, seam, ids, removed
-        self.blocks = family.blocks(model)
-        self.tasks: dict[int, list[Task]] = {}
-        for task in plan.tasks:
-            self.tasks.setdefault(task.target.block, []).append(task)
-        self.gradients: dict[str, dict[str, Tensor]] = {}
-        if plan.gradient_parameters:
-            self.gradients = gradient_statistics(model, plan.gradient_parameters, ids, plan.config.batch_size)
+        self.model, self.config, self.work, self.seam, self.ids = model, plan.config, work, seam, ids
+        self.removed, self.blocks = removed, family.blocks(model)
+        self.reconstruction: Reconstruction = plan.reconstruction
 
     def execute(self, on_block: Callable[[BlockOutcome], None]) -> None:
-        """Plan counts where the allocation asks for it, then prune block by block."""
-        counts = self._planned_counts()
-        config = self.plan.config
+        """Plan where the work asks for it, then prune block by block."""
+        self._plan()
         stream = self._stream()
         goal = stream.hidden if stream is not None else []  # the dense model's own stream, what reconstruction aims at
-        bar = _progress(self.blocks[: max(self.tasks) + 1], f"Pruning ({config.method})")
+        bar = _progress(self.blocks[: max(self.work.tasks) + 1], f"Pruning ({self.config.method})")
         for index, (name, block) in enumerate(bar):
             start = time.perf_counter()
-            tasks = self.tasks.get(index, [])
-            statistics, dense = self._collect(block, name, stream, {t: t.statistics for t in tasks})
-            if self.plan.reconstruction.epochs and stream is not None:
+            tasks = self.work.tasks.get(index, [])
+            place, values = self._collect(index, stream, {task: self.work.needs(task) for task in tasks})
+            if self.reconstruction.epochs and stream is not None:
                 goal = stream.through(block, name, goal)
-            outcomes = [self._prune(task, statistics, stream, counts[task.target]) for task in tasks]
+            outcomes = [self.work.apply(place, task, values[task]) for task in tasks]
             error = tuned = None
             if stream is not None:
-                if outcomes and self.plan.reconstruction.epochs:
+                if outcomes and self.reconstruction.epochs:
                     tuned = self._reconstruct(block, name, stream, goal, outcomes)
-                pruned = stream.through(block, name) if outcomes else dense
-                error = stream.relative_error(dense, pruned) if outcomes else None
-                stream.advance(pruned if config.sequential else dense)
+                pruned = stream.through(block, name) if outcomes else place.dense
+                error = stream.relative_error(place.dense, pruned) if outcomes else None
+                stream.advance(pruned if self.config.sequential else place.dense)
                 bar.set_postfix(block_error=f"{error:.2e}" if error is not None else "-")
             on_block(BlockOutcome(index, outcomes, error, time.perf_counter() - start, tuned))
 
     def _stream(self) -> Activations | None:
         if self.ids is None:
             return None
-        return Activations(self.model, self.blocks[0][1], self.ids, self.plan.config.batch_size)
+        return Activations(self.model, self.blocks[0][1], self.ids, self.config.batch_size)
+
+    def _plan(self) -> None:
+        """A dense pass over all blocks where a task asks for one; the work then fixes its counts."""
+        work, summaries = self.work, {}
+        wanted = {
+            index: {task: needs for task in tasks if (needs := work.planning_needs(task)) is not None}
+            for index, tasks in work.tasks.items()
+        }
+        if any(wanted.values()):
+            stream = self._stream()
+            for index, _ in enumerate(_progress(self.blocks, "Planning")):
+                place, values = self._collect(index, stream, wanted.get(index, {}))
+                summaries |= work.summarise(place, values)
+                if stream is not None:
+                    stream.advance(place.dense)
+        work.decide(summaries)
 
     def _collect(
-        self, block: nn.Module, name: str, stream: Activations | None, wanted: Mapping[Task, tuple[str, ...]]
-    ) -> tuple[BlockStatistics, list[Tensor]]:
-        """One forward of the block that fills the wanted statistics; its outputs."""
-        needs = {
-            task.target.weight: local
-            for task, names in wanted.items()
-            if (local := tuple(n for n in names if n not in GRADIENT_STATISTICS))
+        self, index: int, stream: Activations | None, wanted: Mapping[Any, Mapping[str, Need]]
+    ) -> tuple[Place, dict[Any, dict[str, Tensor]]]:
+        """One forward of a block that fills the wanted statistics, by task and name."""
+        name, block = self.blocks[index]
+        outputs: list[Tensor] = []
+
+        def watch(needs: list[Need]) -> BlockStatistics:
+            statistics = BlockStatistics(block, needs, self.seam)
+            if stream is not None:
+                with statistics.watching() if needs else nullcontext():
+                    outputs[:] = stream.through(block, name)
+            return statistics
+
+        statistics = watch([need for needs in wanted.values() for need in needs.values()])
+        place = Place(index, name, block, stream, list(outputs), watch)
+        values = {
+            task: {key: statistics.of(need, self.work.label(task), place.tokens) for key, need in needs.items()}
+            for task, needs in wanted.items()
         }
-        statistics = BlockStatistics(block, needs, self.seam)
-        if stream is None:
-            return statistics, []
-        with statistics.watching() if needs else nullcontext():
-            return statistics, stream.through(block, name)
-
-    def _planned_counts(self) -> dict[Target, int]:
-        """Entries to remove from every target; with a dense pass over all blocks where the allocation asks for one."""
-        plan, summaries = self.plan, {}
-        if plan.needs_planning:
-            stream = self._stream()
-            for index, (name, block) in enumerate(_progress(self.blocks, "Planning")):
-                found = {task: plan.planning_statistics(task) for task in self.tasks.get(index, [])}
-                wanted = {task: names for task, names in found.items() if names is not None}
-                statistics, outputs = self._collect(block, name, stream, wanted)
-                evidence = [self._evidence(task, statistics, stream) for task in wanted]
-                for task, summary in zip(wanted, plan.allocation.summarise(evidence, plan.config.sparsity)):
-                    summaries[task.target] = summary
-                if stream is not None:
-                    stream.advance(outputs)
-        items = [task.item for task in plan.tasks]
-        facts = [summaries.get(task.target) for task in plan.tasks]
-        counts = plan.allocation.counts(items, facts, plan.config.sparsity)
-        for task, count in zip(plan.tasks, counts):
-            if count == task.size and plan.config.sparsity > 0:
-                logger.warning(f"{task.target.label} loses all of its {count} entries")
-        return {task.target: count for task, count in zip(plan.tasks, counts)}
-
-    def _values(self, task: Task, statistics: BlockStatistics, stream: Activations | None) -> dict[str, Tensor]:
-        """The finished statistics of a task's own rows, in the shapes that methods see."""
-        target = task.target
-        values = statistics.of(target.weight, target.label, stream.tokens if stream else 0)
-        if target.weight.kind == "conv":  # one Gram matrix per channel; other weights share theirs between rows
-            values = {name: value[target.rows] for name, value in values.items()}
-        shared = self.gradients.get(target.parameter, {})
-        return values | {name: _as_seen(value[target.rows], target) for name, value in shared.items()}
-
-    def _evidence(self, task: Task, statistics: BlockStatistics, stream: Activations | None) -> Evidence:
-        weight, values = self._read(task.target), self._values(task, statistics, stream)
-        kind, selection = task.target.weight.kind, self.plan.selection(0)
-        return Evidence(task.item, weight, values, lambda: self.plan.method.score(weight, values, kind, selection))
-
-    def _prune(self, task: Task, statistics: BlockStatistics, stream: Activations | None, count: int) -> Outcome:
-        target, kind = task.target, task.target.weight.kind
-        values = self._values(task, statistics, stream)
-        before = self._read(target)
-        try:
-            after, mask = self.plan.method.prune(before, values, kind, self.plan.selection(count))
-        except ValueError as error:
-            raise CalibrationError(f"{target.label}: {error}") from error
-        parameter = self.model.get_parameter(target.parameter)
-        if target.parameter in self.removed:
-            earlier = self.removed[target.parameter][target.rows].to(mask.device).reshape(mask.shape)
-            after = torch.where(earlier, before, after)  # a method may have moved errors into an entry that is gone
-        after = after.to(parameter.dtype).masked_fill(mask, self.plan.fill(kind))
-        shape = parameter[target.rows].shape
-        parameter[target.rows] = after.reshape(shape)
-        return Outcome(target, mask.reshape(shape).cpu(), output_error(before, after.float(), values))
-
-    def _read(self, target: Target) -> Tensor:
-        """A copy of the target's entries in float32, as methods see them."""
-        weight = self.model.get_parameter(target.parameter).detach()[target.rows].to(torch.float32, copy=True)
-        if not weight.isfinite().all():
-            raise CalibrationError(f"{target.label}: the weight holds non-finite values")
-        return _as_seen(weight, target)
+        return place, values
 
     def _reconstruct(
         self, block: nn.Module, name: str, stream: Activations, goal: list[Tensor], outcomes: list[Outcome]
@@ -190,11 +144,13 @@ class _Run:
         gone = {}
         for local, parameter in block.named_parameters():
             earlier = self.removed.get(f"{name}.{local}")
+            for outcome in outcomes:
+                earlier = outcome.sliced(local, earlier)
             gone[f"{name}.{local}"] = (
                 torch.zeros(parameter.shape, dtype=torch.bool) if earlier is None else earlier.clone()
             )
         for outcome in outcomes:
-            gone[outcome.target.parameter][outcome.target.rows] |= outcome.mask
+            outcome.mark(gone)
         frozen = []
         for parameter_name, mask in gone.items():
             parameter = self.model.get_parameter(parameter_name)
@@ -207,12 +163,7 @@ class _Run:
                     parameter[mask] = values.to(parameter.dtype)
 
         samples = list(zip(stream.hidden, goal))
-        return self.plan.reconstruction.tune(block, name, samples, stream.forward(block), restore)
-
-
-def _as_seen(tensor: Tensor, target: Target) -> Tensor:
-    """A convolution without its middle axis of one, as methods see it; anything else as it is."""
-    return tensor.squeeze(1) if target.weight.kind == "conv" else tensor
+        return self.reconstruction.tune(block, name, samples, stream.forward(block), restore)
 
 
 def _progress(blocks: list, text: str) -> Any:

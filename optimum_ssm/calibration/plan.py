@@ -5,9 +5,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 from transformers.utils import logging
 
 from ..configuration import SSMPrunerConfig
@@ -24,6 +26,9 @@ from .gradients import GRADIENT_STATISTICS
 from .reconstruction import Reconstruction
 from .seam import AVAILABLE_SUMS
 
+
+if TYPE_CHECKING:
+    from .weights import WeightWork
 
 logger = logging.get_logger(__name__)
 
@@ -88,14 +93,22 @@ class Plan:
         )
 
     @property
-    def gradient_parameters(self) -> list[str]:
-        """Parameters of which the method or the allocation needs a statistic of the loss gradient."""
-        wanted = {}
+    def gradient_parameters(self) -> dict[str, tuple[str, ...]]:
+        """Parameters of which the method or the allocation needs statistics of the loss gradient, with their names."""
+        wanted: dict[str, tuple[str, ...]] = {}
         for task in self.tasks:
             names = (*task.statistics, *(self.planning_statistics(task) or ()))
-            if any(name in GRADIENT_STATISTICS for name in names):
-                wanted[task.target.parameter] = None
-        return list(wanted)
+            if found := tuple(name for name in GRADIENT_STATISTICS if name in names):
+                wanted[task.target.parameter] = found
+        return wanted
+
+    def work(
+        self, model: nn.Module, removed: Mapping[str, Tensor], gradients: Mapping[str, Mapping[str, Tensor]]
+    ) -> WeightWork:
+        """What this plan does block by block. Arguments as in `WeightWork`."""
+        from .weights import WeightWork
+
+        return WeightWork(model, self, removed, gradients)
 
     def fill(self, kind: str) -> float:
         """The value that a removed entry holds."""

@@ -4,51 +4,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..errors import CalibrationError
-from ..families.base import PrunableWeight, Site
+from ..families.base import Site
 from .seam import ScanSeam
 from .statistics import Statistic, site_statistic
 
 
-# Weights of one block that need statistics, each with the names of those.
-Needs = Mapping[PrunableWeight, tuple[str, ...]]
+@dataclass(frozen=True)
+class Need:
+    """One statistic that someone needs.
+
+    Args:
+        site (`Site`): where it is seen.
+        statistic (`str`): its name.
+        taps (`int`): width of the convolution, for `conv_gram`.
+    """
+
+    site: Site
+    statistic: str
+    taps: int = 0
 
 
 class BlockStatistics:
-    """All statistics of one block. Weights with the same site share them: a Gram matrix is summed once.
+    """All statistics of one block. Who needs the same one at the same site shares it: a Gram matrix is summed once.
 
     Args:
         block (`nn.Module`): the block.
-        needs (`Needs`): which weights need which statistics.
+        needs (`Iterable[Need]`): what is needed.
         seam (`ScanSeam`): where sums over the recurrence come from.
     """
 
-    def __init__(self, block: nn.Module, needs: Needs, seam: ScanSeam):
-        self.block, self.needs, self.seam = block, needs, seam
-        self._sites: dict[tuple[Site, str], Statistic] = {}
-        scan_names: list[str] = []
-        for weight, names in needs.items():
-            if weight.site.end == "scan":
-                scan_names += names
-                continue
-            parameter = block.get_parameter(weight.parameter)
-            for name in names:
-                if (weight.site, name) not in self._sites:
-                    self._sites[weight.site, name] = site_statistic(name, parameter, parameter.device)
-        self._scan_names = tuple(dict.fromkeys(scan_names))
+    def __init__(self, block: nn.Module, needs: Iterable[Need], seam: ScanSeam):
+        self.block, self.seam = block, seam
+        self.needs = list(dict.fromkeys(needs))
+        self._sites = {need: site_statistic(need.statistic, need.taps) for need in self.needs if need.site.end != "scan"}
+        self._scan_names = tuple(dict.fromkeys(need.statistic for need in self.needs if need.site.end == "scan"))
 
     @contextmanager
     def watching(self) -> Iterator[None]:
         """While the context is open, every forward of the block adds to the statistics."""
         by_module: dict[tuple[str, str], list[tuple[Site, Statistic]]] = {}
-        for (site, _), statistic in self._sites.items():
-            by_module.setdefault((site.module, site.end), []).append((site, statistic))
+        for need, statistic in self._sites.items():
+            by_module.setdefault((need.site.module, need.site.end), []).append((need.site, statistic))
         handles = []
         self.seam.start(self._scan_names)
         try:
@@ -63,33 +67,30 @@ class BlockStatistics:
             self._scan_sums, self._scan_tokens = self.seam.sums, self.seam.tokens
             self.seam.start(())
 
-    def of(self, weight: PrunableWeight, label: str, tokens: int) -> dict[str, Tensor]:
-        """The finished statistics of a weight.
+    def of(self, need: Need, label: str, tokens: int) -> Tensor:
+        """A finished statistic.
 
         Args:
-            weight (`PrunableWeight`): one of `needs`.
-            label (`str`): its name for messages.
-            tokens (`int`): tokens that every site must have seen.
+            need (`Need`): one of `needs`.
+            label (`str`): whose it is, for messages.
+            tokens (`int`): tokens that the site must have seen.
 
         Raises:
             CalibrationError: the site saw another number of tokens, none of its inputs ever fired, or a sum is not
                 finite.
         """
-        values = {}
-        for name in self.needs.get(weight, ()):
-            if weight.site.end == "scan":
-                seen, value = self._scan_tokens, self._scan_sums.get(name)
-            else:
-                statistic = self._sites[weight.site, name]
-                seen, value = statistic.tokens, statistic.value()
-            if seen != tokens:
-                raise CalibrationError(f"{label}: its input was seen for {seen} of {tokens} calibration tokens")
-            if not value.isfinite().all():
-                raise CalibrationError(f"{label}: its calibration inputs are not finite ({name})")
-            if weight.site.end != "scan" and not value.any():
-                raise CalibrationError(f"{label}: its input is zero for every calibration token ({name})")
-            values[name] = value
-        return values
+        if need.site.end == "scan":
+            seen, value = self._scan_tokens, self._scan_sums.get(need.statistic)
+        else:
+            statistic = self._sites[need]
+            seen, value = statistic.tokens, statistic.value() if statistic.tokens else None
+        if seen != tokens or value is None:
+            raise CalibrationError(f"{label}: its input was seen for {seen} of {tokens} calibration tokens")
+        if not value.isfinite().all():
+            raise CalibrationError(f"{label}: its calibration inputs are not finite ({need.statistic})")
+        if need.site.end != "scan" and not value.any():
+            raise CalibrationError(f"{label}: its input is zero for every calibration token ({need.statistic})")
+        return value
 
 
 def _hook(watched: list[tuple[Site, Statistic]]) -> Any:

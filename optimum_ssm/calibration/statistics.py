@@ -4,10 +4,14 @@
 
 | name | value | shape |
 |---|---|---|
-| `col_energy` | (1/T) Σ_t x_{t,j}² | (in) |
-| `gram` | (1/T) Σ_t x_t x_tᵀ | (in, in) |
+| `col_energy` | (1/T) Σ_t x_{t,j}² | (columns) |
+| `gram` | (1/T) Σ_t x_t x_tᵀ | (columns, columns) |
 | `conv_gram` | per channel (1/T) Σ_t w_t w_tᵀ, w_t the channel's last K inputs, zeros on the left | (channels, K, K) |
-| scan sums | as `ops.selective_scan` and `ops.state_space_dual` define them, per sequence | see there |
+| `moments` | mean b_j and variance (1/T) Σ_t (x_{t,j} - b_j)² | (2, columns) |
+| `gate_energy` | (1/T) Σ_t silu(x_{t,j})² | (columns) |
+| `sequence_activity` | sqrt(Σ_s (mean_t abs(x_{s,t,j}))²) over the sequences s | (columns) |
+
+Sums over the recurrence come from the scan itself, see `calibration.seam`.
 """
 
 from __future__ import annotations
@@ -18,19 +22,27 @@ from torch.nn import functional as F
 
 
 class Statistic:
-    """A sum in float32 with the number of tokens in it. Symbols: B sequences, L tokens, T = B·L in all.
+    """A sum with the number of tokens in it, sized by its first input. Symbols: B sequences, L tokens, T = B·L in all.
 
-    Args:
-        shape (`tuple[int, ...]`): shape of the sum.
-        device (`torch.device`): where the sum lives.
+    Attributes:
+        sum (`Tensor`, *optional*): where the inputs are; `None` before the first one.
+        tokens (`int`): tokens that went into it.
     """
 
-    def __init__(self, shape: tuple[int, ...], device: torch.device):
-        self.sum = torch.zeros(shape, dtype=torch.float32, device=device)
+    dtype = torch.float32
+
+    def __init__(self) -> None:
+        self.sum: Tensor | None = None
         self.tokens = 0
 
+    def shape(self, columns: int) -> tuple[int, ...]:
+        """Shape of the sum over inputs of so many columns."""
+        return (columns,)
+
     def update(self, x: Tensor) -> None:
-        """Add the inputs `x` (B, L, channels)."""
+        """Add the inputs `x` (B, L, columns)."""
+        if self.sum is None:
+            self.sum = torch.zeros(self.shape(x.shape[-1]), dtype=self.dtype, device=x.device)
         self.tokens += x.shape[0] * x.shape[1]
         self._add(x.detach().to(device=self.sum.device, dtype=torch.float32))
 
@@ -39,12 +51,13 @@ class Statistic:
 
     def merge(self, other: Statistic) -> None:
         """Add another rank's or batch's sum of the same kind."""
-        self.sum += other.sum.to(self.sum.device)
+        if other.sum is not None:
+            self.sum = other.sum.clone() if self.sum is None else self.sum + other.sum.to(self.sum.device)
         self.tokens += other.tokens
 
     def value(self) -> Tensor:
-        """The sum per token."""
-        return self.sum / max(1, self.tokens)
+        """The sum per token, float32."""
+        return (self.sum / max(1, self.tokens)).float()
 
 
 class ColumnEnergy(Statistic):
@@ -57,34 +70,81 @@ class ColumnEnergy(Statistic):
 class Gram(Statistic):
     """Second moment of the inputs, not centred: half the Hessian of the layer's squared output error."""
 
+    def shape(self, columns: int) -> tuple[int, ...]:
+        return (columns, columns)
+
     def _add(self, x: Tensor) -> None:
         x = x.reshape(-1, x.shape[-1])
         self.sum.addmm_(x.T, x)
 
 
 class ConvGram(Statistic):
-    """Second moment of the K inputs that each tap of a causal depthwise convolution sees, channel by channel."""
+    """Second moment of the K inputs that each tap of a causal depthwise convolution sees, channel by channel.
+
+    Args:
+        taps (`int`): K.
+    """
+
+    def __init__(self, taps: int) -> None:
+        super().__init__()
+        self.taps = taps
+
+    def shape(self, columns: int) -> tuple[int, ...]:
+        return (columns, self.taps, self.taps)
 
     def _add(self, x: Tensor) -> None:
-        taps = self.sum.shape[-1]
-        windows = F.pad(x, (0, 0, taps - 1, 0)).unfold(1, taps, 1)  # (B, L, channels, K), oldest first
+        windows = F.pad(x, (0, 0, self.taps - 1, 0)).unfold(1, self.taps, 1)  # (B, L, channels, K), oldest first
         self.sum += torch.einsum("blck,blcj->ckj", windows, windows)
 
 
-class ScanSum(Statistic):
-    """A sum that the selective scan fills in place; see `calibration.seam`."""
+class Moments(Statistic):
+    """Mean and variance of every column. Sums are float64: the difference of two large ones is the variance."""
+
+    dtype = torch.float64
+
+    def shape(self, columns: int) -> tuple[int, ...]:
+        return (2, columns)
+
+    def _add(self, x: Tensor) -> None:
+        x = x.reshape(-1, x.shape[-1]).double()
+        self.sum += torch.stack([x.sum(0), x.square().sum(0)])
 
     def value(self) -> Tensor:
-        """The raw sum: published saliencies are sums over steps and sequences."""
-        return self.sum
+        """(2, columns): mean, variance; float32."""
+        mean, square = self.sum / max(1, self.tokens)
+        return torch.stack([mean, (square - mean.square()).clamp_min(0)]).float()
 
 
-def site_statistic(name: str, weight: Tensor, device: torch.device) -> Statistic:
-    """An empty statistic of the inputs of `weight` ((out, in), or (channels, 1, K) for `conv_gram`)."""
-    if name == "conv_gram":
-        return ConvGram((weight.shape[0], weight.shape[-1], weight.shape[-1]), device)
-    if name == "gram":
-        return Gram((weight.shape[1], weight.shape[1]), device)
-    if name == "col_energy":
-        return ColumnEnergy((weight.shape[1],), device)
-    raise ValueError(f"unknown statistic {name!r}. Allowed: col_energy, gram, conv_gram")
+class GateEnergy(Statistic):
+    """Mean square of silu of every column."""
+
+    def _add(self, x: Tensor) -> None:
+        self.sum += F.silu(x).square().sum(dim=(0, 1))
+
+
+class SequenceActivity(Statistic):
+    """Norm over sequences of the mean absolute activation (arXiv 2504.11409, Sec. 3)."""
+
+    def _add(self, x: Tensor) -> None:
+        self.sum += x.abs().mean(1).square().sum(0)
+
+    def value(self) -> Tensor:
+        """Not per token: a norm over sequences."""
+        return self.sum.sqrt()
+
+
+STATISTICS = {
+    "col_energy": ColumnEnergy,
+    "gram": Gram,
+    "conv_gram": ConvGram,
+    "moments": Moments,
+    "gate_energy": GateEnergy,
+    "sequence_activity": SequenceActivity,
+}
+
+
+def site_statistic(name: str, taps: int = 0) -> Statistic:
+    """An empty statistic by name; `taps` is the width of a convolution, for `conv_gram` alone."""
+    if name not in STATISTICS:
+        raise ValueError(f"unknown statistic {name!r}. Allowed: {', '.join(STATISTICS)}")
+    return ConvGram(taps) if name == "conv_gram" else STATISTICS[name]()

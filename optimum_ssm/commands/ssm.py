@@ -4,6 +4,7 @@
 
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 
+from .compare import CompareCommand
 from .eval import EvalCommand
 from .inspect import InspectCommand
 from .methods import MethodsCommand
@@ -18,5 +19,10 @@ class SSMCommand(BaseOptimumCLICommand):
         CommandInfo("prune", help="Prune a model and save it.", subcommand_class=PruneCommand),
         CommandInfo("eval", help="Measure perplexity.", subcommand_class=EvalCommand),
         CommandInfo("inspect", help="Show a checkpoint's sparsity by component.", subcommand_class=InspectCommand),
+        CommandInfo(
+            "compare",
+            help="Prune each component by each method; table and picture.",
+            subcommand_class=CompareCommand,
+        ),
         CommandInfo("methods", help="List methods, allocations and families.", subcommand_class=MethodsCommand),
     )

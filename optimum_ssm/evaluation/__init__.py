@@ -12,6 +12,8 @@ _EXPORTS = {
     "measure_perplexity": "perplexity",
     "SSMPerplexity": "metric",
     "inspect_checkpoint": "inspection",
+    "compare": "comparison",
+    "Comparison": "comparison_table",
 }
 
 

@@ -119,7 +119,7 @@ def measure_perplexity(
         name = "token ids" if dataset == "wikitext2" else str(dataset)
     else:
         ids = tokenize(load_text(dataset, dataset_name, split, text_column), tokenizer_or_ids)
-        name = _name(dataset, split)
+        name = dataset_label(dataset, split)
     if model.get_output_embeddings() is None:
         raise ConfigurationError(
             f"{type(model).__name__} has no output head; perplexity needs a causal language model"
@@ -144,7 +144,7 @@ def measure_perplexity(
     return Perplexity(math.exp(total / tokens), name, window, stride, len(windows), tokens, dtype)
 
 
-def _name(dataset: Any, split: str) -> str:
+def dataset_label(dataset: Any, split: str) -> str:
     """What a protocol calls a text: a file by its name without the path, a Hub dataset with its split."""
     if not isinstance(dataset, (str, os.PathLike)):
         return type(dataset).__name__

@@ -6,7 +6,7 @@ from ..errors import ConfigurationError
 from ..registry import Registry, unknown
 
 
-FAMILIES: Registry = Registry("family", __name__, helpers=("base", "matching"))
+FAMILIES: Registry = Registry("family", __name__, helpers=("axes", "base", "matching"))
 register_family = FAMILIES.register
 
 

@@ -6,9 +6,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
+
+
+if TYPE_CHECKING:
+    from .axes import Axis
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,8 @@ class Family(ABC):
             the scan can give.
         layers: name of the list of blocks in the base model.
         mixer_name: name of the state-space mixer in a block.
+        output: the projection that leaves the mixer, a path inside the block.
+        default_axis: structural axis that is cut when a config names none.
     """
 
     model_types: ClassVar[tuple[str, ...]]
@@ -66,6 +72,8 @@ class Family(ABC):
     recurrence: ClassVar[str]
     layers: ClassVar[str] = "layers"
     mixer_name: ClassVar[str] = "mixer"
+    output: ClassVar[str] = "mixer.out_proj"
+    default_axis: ClassVar[str] = "state"
 
     def blocks(self, model: nn.Module) -> list[tuple[str, nn.Module]]:
         """The blocks in the order in which activations pass them, as (qualified name, module)."""
@@ -80,6 +88,26 @@ class Family(ABC):
     @abstractmethod
     def weights(self, block: nn.Module) -> list[PrunableWeight]:
         """The prunable weights of a block, in the order of the computation."""
+
+    def axes(self, block: nn.Module) -> dict[str, Axis]:
+        """The structural axes inside a block, by name. Whole blocks (`axis="block"`) need no declaration."""
+        return {}
+
+    def sizes(self, block: nn.Module) -> dict[str, int]:
+        """The sizes of a block that its axes can change, by the name of the config field."""
+        return {}
+
+    def sizes_after(self, sizes: dict[str, int], axis: Axis, kept: int) -> dict[str, int]:
+        """`sizes` of a block that keeps `kept` units of `axis`."""
+        raise NotImplementedError(f"{type(self).__name__} declares no axes")
+
+    def set_sizes(self, block: nn.Module, sizes: dict[str, int]) -> None:
+        """Bring the attributes of a block's modules in step with tensors that were cut to `sizes`."""
+        raise NotImplementedError(f"{type(self).__name__} declares no axes")
+
+    def stock_fields(self, config: Any, sizes: dict[str, int]) -> dict[str, Any] | None:
+        """Config fields with which the stock class builds blocks of these sizes, all alike; `None` where it cannot."""
+        return None
 
     def state_elements(self, block: nn.Module) -> tuple[int, int]:
         """Numbers that one sequence carries from token to token in a block: (recurrent state, convolution state)."""

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where inputs are seen: every weight's statistics come from what really meets that weight, for every token."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from types import MethodType
 
 import pytest
@@ -13,13 +13,23 @@ from transformers import PreTrainedModel
 from optimum_ssm import CalibrationError, SSMPruner, SSMPrunerConfig
 from optimum_ssm.calibration.activations import Activations, inference_state
 from optimum_ssm.calibration.seam import AVAILABLE_SUMS, replaced_scan
-from optimum_ssm.calibration.sites import BlockStatistics
+from optimum_ssm.calibration.sites import BlockStatistics, Need
 from optimum_ssm.families import family_of
+from optimum_ssm.families.base import PrunableWeight
 from tests.reference import second_moment, trace, window_moment
 
 
 SAMPLES, LENGTH = 5, 24
 OF_KIND = {"linear": ("col_energy", "gram"), "conv": ("conv_gram",)}
+
+
+def needs_of(weights: Iterable[PrunableWeight], of_kind: Mapping[str, tuple[str, ...]]) -> dict[str, dict[str, Need]]:
+    """By short name of the weight and of the statistic."""
+    return {w.name: {name: Need(w.site, name, 4) for name in of_kind[w.kind]} for w in weights}
+
+
+def flat(needs: dict[str, dict[str, Need]]) -> list[Need]:
+    return [need for of_weight in needs.values() for need in of_weight.values()]
 
 
 def statistics_of(model: PreTrainedModel, ids: Tensor, batch_size: int = 2) -> list[dict[str, dict[str, Tensor]]]:
@@ -30,11 +40,16 @@ def statistics_of(model: PreTrainedModel, ids: Tensor, batch_size: int = 2) -> l
         stream = Activations(model, blocks[0][1], ids, batch_size)
         for name, block in blocks:
             of_kind = {**OF_KIND, "a_log": AVAILABLE_SUMS[family.recurrence]}
-            needs = {weight: of_kind[weight.kind] for weight in family.weights(block)}
-            statistics = BlockStatistics(block, needs, seam)
+            needs = needs_of(family.weights(block), of_kind)
+            statistics = BlockStatistics(block, flat(needs), seam)
             with statistics.watching():
                 outputs = stream.through(block, name)
-            found.append({w.name: statistics.of(w, w.name, ids.numel()) for w in needs})
+            found.append(
+                {
+                    weight: {name: statistics.of(need, weight, ids.numel()) for name, need in of_weight.items()}
+                    for weight, of_weight in needs.items()
+                }
+            )
             stream.advance(outputs)
     return found
 
@@ -65,20 +80,19 @@ def test_every_site_sees_every_token_once(
 ) -> None:
     model, family, ids = either_tiny_model, family_of(either_tiny_model), token_ids(SAMPLES, LENGTH)
     _, block = family.blocks(model)[0]
-    needs = {w: {**OF_KIND, "a_log": ("decay_error",)}[w.kind] for w in family.weights(block)}
+    needs = needs_of(family.weights(block), {**OF_KIND, "a_log": ("decay_error",)})
     with inference_state(model), replaced_scan(family, model) as seam:
-        statistics = BlockStatistics(block, needs, seam)
+        statistics = BlockStatistics(block, flat(needs), seam)
         stream = Activations(model, block, ids, batch_size=2)
         with statistics.watching():
             stream.through(block, "block")
         assert seam.tokens == 0, "the seam is free for the next block"
         stream.through(block, "block")  # not watched, so not counted
-        for weight in needs:
-            statistics.of(weight, weight.name, SAMPLES * LENGTH)
-            with pytest.raises(
-                CalibrationError, match=f"^{weight.name}: its input was seen for 120 of 121 calibration"
-            ):
-                statistics.of(weight, weight.name, SAMPLES * LENGTH + 1)
+        for weight, of_weight in needs.items():
+            for need in of_weight.values():
+                statistics.of(need, weight, SAMPLES * LENGTH)
+                with pytest.raises(CalibrationError, match=f"^{weight}: its input was seen for 120 of 121 calibration"):
+                    statistics.of(need, weight, SAMPLES * LENGTH + 1)
 
 
 def test_weights_with_the_same_site_share_their_statistics(tiny_mamba: PreTrainedModel) -> None:
@@ -87,11 +101,11 @@ def test_weights_with_the_same_site_share_their_statistics(tiny_mamba: PreTraine
     _, block = family.blocks(tiny_mamba)[0]
     by_name = {weight.name: weight for weight in family.weights(block)}
     with replaced_scan(family, tiny_mamba) as seam:
-        statistics = BlockStatistics(block, {by_name["in_proj"]: ("gram", "gram", "col_energy")}, seam)
+        site = by_name["in_proj"].site
+        statistics = BlockStatistics(block, [Need(site, name) for name in ("gram", "gram", "col_energy")], seam)
         assert len(statistics._sites) == 2
         watched = {name: by_name[name] for name in ("in_proj", "conv1d", "x_proj", "dt_proj", "out_proj")}
-        needs = {weight: OF_KIND[weight.kind] for weight in watched.values()}
-        statistics = BlockStatistics(block, needs, seam)
+        statistics = BlockStatistics(block, flat(needs_of(watched.values(), OF_KIND)), seam)
         with statistics.watching():
             hooks = {
                 name: len(module._forward_hooks) + len(module._forward_pre_hooks)
@@ -147,8 +161,8 @@ def test_hooks_go_and_the_seam_is_free_after_an_exception(
     family = family_of(tiny_mamba)
     _, block = family.blocks(tiny_mamba)[0]
     with replaced_scan(family, tiny_mamba) as seam:
-        needs = {w: {**OF_KIND, "a_log": ("decay_error",)}[w.kind] for w in family.weights(block)}
-        statistics = BlockStatistics(block, needs, seam)
+        needs = needs_of(family.weights(block), {**OF_KIND, "a_log": ("decay_error",)})
+        statistics = BlockStatistics(block, flat(needs), seam)
         with pytest.raises(KeyboardInterrupt), statistics.watching():
             assert seam.summing
             raise KeyboardInterrupt

@@ -14,7 +14,7 @@ from ..reference import relative_error
 def test_the_error_from_the_gram_matrix_is_that_of_the_outputs():
     weight, inputs = torch.randn(10, 16), torch.randn(3, 40, 16) @ torch.randn(16, 16)
     pruned = weight.masked_fill(torch.rand(10, 16) < 0.5, 0) + 0.01 * torch.randn(10, 16)
-    statistic = Gram((16, 16), torch.device("cpu"))
+    statistic = Gram()
     statistic.update(inputs)
     x = inputs.double().reshape(-1, 16)
     expected = ((x @ (weight - pruned).double().T) ** 2).sum() / ((x @ weight.double().T) ** 2).sum()
@@ -26,7 +26,7 @@ def test_the_error_from_the_gram_matrix_is_that_of_the_outputs():
 def test_the_error_of_a_convolution_is_that_of_its_outputs():
     weight, inputs = torch.randn(6, 4), torch.randn(3, 20, 6)
     pruned = weight.masked_fill(torch.rand(6, 4) < 0.5, 0)
-    statistic = ConvGram((6, 4, 4), torch.device("cpu"))
+    statistic = ConvGram(4)
     statistic.update(inputs)
 
     def outputs(taps):

@@ -1,0 +1,80 @@
+# Copyright 2026 The optimum_ssm authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+"""What a pass does to a block. The loop around it, in `pipeline.py`, is the same for weights and for structures."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from torch import Tensor, nn
+
+from .activations import Activations
+from .outcome import Outcome
+from .sites import BlockStatistics, Need
+
+
+T = TypeVar("T")
+Values = Mapping[str, Tensor]
+
+
+@dataclass
+class Place:
+    """A block in the loop, with its inputs.
+
+    Args:
+        index (`int`): its place in the model.
+        name (`str`): qualified name.
+        block (`nn.Module`): the block.
+        stream (`Activations`, *optional*): its calibration inputs.
+        dense (`list[Tensor]`): its outputs on them before anything was changed.
+        watch (`Callable`): `watch(needs)` runs the block once more over its inputs and gives the finished statistics.
+    """
+
+    index: int
+    name: str
+    block: nn.Module
+    stream: Activations | None
+    dense: list[Tensor]
+    watch: Callable[[list[Need]], BlockStatistics]
+
+    @property
+    def tokens(self) -> int:
+        """Calibration tokens."""
+        return self.stream.tokens if self.stream is not None else 0
+
+
+class Work(ABC, Generic[T]):
+    """The tasks of one pass, by block, and how each is done.
+
+    Attributes:
+        tasks (`dict[int, list]`): by index of the block.
+    """
+
+    tasks: dict[int, list[T]]
+
+    @abstractmethod
+    def needs(self, task: T) -> dict[str, Need]:
+        """Statistics of the block that a task reads, by the name under which it does."""
+
+    def planning_needs(self, task: T) -> dict[str, Need] | None:
+        """The same for the dense pass that comes before; `None` where it is not needed."""
+        return None
+
+    @abstractmethod
+    def label(self, task: T) -> str:
+        """Its name for messages."""
+
+    def summarise(self, place: Place, values: dict[T, Values]) -> dict[T, Any]:
+        """What is kept of the dense pass over one block until all have been seen."""
+        return {}
+
+    @abstractmethod
+    def decide(self, summaries: dict[T, Any]) -> None:
+        """Fix how much every task removes."""
+
+    @abstractmethod
+    def apply(self, place: Place, task: T, values: Values) -> Outcome:
+        """Do the task: change the block and say what is gone."""
