@@ -4,6 +4,7 @@
 
     python examples/gradual_pruning.py                                  # the embedded model, some minutes on a CPU
     python examples/gradual_pruning.py --compare --distill 0.5          # with one-shot pruning and a dense teacher
+    python examples/gradual_pruning.py --compare --compare_methods sparsegpt best    # with these at once, too
     python examples/gradual_pruning.py --model state-spaces/mamba-130m-hf --train_text wikitext2 \\
         --eval_text wikitext2 --max_steps 2000 --bf16 --per_device_train_batch_size 16 --seq_len 1024
 
@@ -20,13 +21,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import HfArgumentParser, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, HfArgumentParser, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import SaveStrategy, get_last_checkpoint
 from transformers.utils import logging
 
-from optimum_ssm import ConfigurationError, OptimumSSMError, SSMPruner, SSMPrunerConfig
+from optimum_ssm import CheckpointError, ConfigurationError, OptimumSSMError, SSMPruner, SSMPrunerConfig
 from optimum_ssm.calibration.data import load_text, tokenize
 from optimum_ssm.calibration.seam import replaced_scan
+from optimum_ssm.sparsity.selection import round_half_up
 from optimum_ssm.training import DistillationTrainer, GradualPruningCallback
 
 
@@ -65,6 +67,10 @@ class Options:
     update_every: int = field(default=15, metadata={"help": "steps between two updates of the masks"})
     distill: float = field(default=0.0, metadata={"help": "weight of the dense teacher in the loss, 0 to 1"})
     compare: bool = field(default=False, metadata={"help": "also prune at once, without and with the same training"})
+    compare_methods: list[str] = field(
+        default_factory=list,
+        metadata={"help": "other methods to compare with, at once, without and with the training"},
+    )
     resume: bool = field(default=False, metadata={"help": "go on from the last checkpoint in output_dir"})
     sparse_dir: str = field(default=str(HERE / "output" / "gradual" / "sparse"), metadata={"help": "where to save"})
 
@@ -91,30 +97,42 @@ def load(options: Options, args: TrainingArguments) -> SSMPruner:
     return pruner
 
 
-def train(pruner: SSMPruner, data: Rows, options: Options, args: TrainingArguments, shape: str) -> None:
+def prune_in_training(
+    pruner: SSMPruner, data: Rows, options: Options, args: TrainingArguments, shape: str
+) -> GradualPruningCallback:
     """Prune along a schedule while training; the pruner knows the result."""
-    end = options.end_step or args.max_steps // 3
+    end = options.end_step or max(args.max_steps // 3, options.begin_step + 1)
     config = SSMPrunerConfig(method=options.method, sparsity=options.sparsity, targets=options.targets)
     schedule = {"begin_step": options.begin_step, "end_step": end, "update_every": options.update_every}
     gradual = GradualPruningCallback(pruner, config, **schedule, shape=shape)
-    common = {"model": pruner.model, "args": args, "train_dataset": data, "callbacks": [gradual]}
+    train(pruner, data, options, args, gradual)
+    gradual.finish()
+    return gradual
+
+
+def train(
+    pruner: SSMPruner, data: Rows, options: Options, args: TrainingArguments, *callbacks: TrainerCallback
+) -> None:
+    """The training that all ways of pruning share."""
+    common = {"model": pruner.model, "args": args, "train_dataset": data, "callbacks": list(callbacks)}
     if options.distill:
-        trainer = DistillationTrainer(**common, teacher=copy.deepcopy(pruner.model), alpha=options.distill)
+        teacher = load(options, args).model
+        trainer = DistillationTrainer(**common, teacher=teacher, alpha=options.distill)
     else:
         trainer = Trainer(**common)
     last = get_last_checkpoint(args.output_dir) if options.resume and Path(args.output_dir).is_dir() else None
+    last = None if args.save_strategy == SaveStrategy.NO else last  # checkpoints are those of the gradual run alone
     with replaced_scan(pruner.family, pruner.model):  # many times faster than transformers' own without a kernel
         trainer.train(resume_from_checkpoint=last)
-    gradual.finish()
 
 
-def one_shot(options: Options, args: TrainingArguments) -> SSMPruner:
-    """The same method at once, by gradients over the same text, without training."""
+def one_shot(options: Options, args: TrainingArguments, method: str) -> SSMPruner:
+    """A method at once, calibrated on the same text, without training."""
     config = SSMPrunerConfig(
-        method=options.method,
+        method=method,
         sparsity=options.sparsity,
         targets=options.targets,
-        scope="global",
+        scope="global" if method == options.method else None,
         dataset=options.train_text,
         num_samples=128,
         seq_len=options.seq_len,
@@ -124,32 +142,65 @@ def one_shot(options: Options, args: TrainingArguments) -> SSMPruner:
     return pruner
 
 
+def check_saved(options: Options, gradual: GradualPruningCallback) -> str:
+    """Count the removed entries in the files that were saved.
+
+    Raises:
+        CheckpointError: they are not those that the masks say, or not as many as the sparsity promises.
+    """
+    masks, size = gradual.pruner.masks, gradual.threshold.size
+    promised = round_half_up(options.sparsity * size)
+    saved = AutoModelForCausalLM.from_pretrained(options.sparse_dir, dtype="float32")
+    found = 0
+    for name, mask in masks.items():
+        fill = gradual.plan.fill("a_log") if name.endswith("A_log") else 0.0
+        removed = saved.get_parameter(name).detach() == fill
+        if not torch.equal(removed, mask):
+            raise CheckpointError(f"{name} in {options.sparse_dir} holds {removed.sum()} zeros, its mask {mask.sum()}")
+        found += int(removed.sum())
+    if found != promised:
+        raise CheckpointError(f"{options.sparse_dir} lacks {found} of {size} entries, {promised} were promised")
+    return f"counted in the saved files: {found:,} of the targets' {size:,} entries are gone, as promised"
+
+
 def main(options: Options, args: TrainingArguments) -> None:
     """Dense perplexity, gradual pruning, report, checkpoint, and what is to be compared with it."""
     if args.max_steps < 1:
         raise ConfigurationError("the schedule is one of steps: give --max_steps instead of epochs")
+    found: dict[str, float] = {}
 
-    def measure(pruner: SSMPruner) -> float:
-        return pruner.evaluate(options.eval_text, window=options.window, max_windows=options.max_windows)
+    def measure(name: str, pruner: SSMPruner) -> None:
+        found[name] = pruner.evaluate(options.eval_text, window=options.window, max_windows=options.max_windows)
+        if args.process_index == 0:
+            print(f"{name}: perplexity {found[name]:.2f}", flush=True)
 
     pruner = load(options, args)
     data = Rows(tokenize(load_text(options.train_text), pruner.tokenizer), options.seq_len)
-    found = {"dense": measure(pruner)}
+    measure("dense", pruner)
+    quiet = copy.copy(args)
+    quiet.save_strategy = SaveStrategy.NO
     if options.compare:
-        found["one-shot, not trained"] = measure(one_shot(options, args))
         other = load(options, args)
-        quiet = copy.copy(args)
-        quiet.save_strategy = SaveStrategy.NO  # checkpoints are those of the gradual run alone
-        train(other, data, options, quiet, "one-shot")
-        found["one-shot, then the same training"] = measure(other)
-    train(pruner, data, options, args, options.shape)
-    found[f"gradual ({options.shape})"] = measure(pruner)
+        train(other, data, options, quiet)
+        measure("dense, then the same training", other)
+        measure("one-shot, not trained", one_shot(options, args, options.method))
+        other = load(options, args)
+        prune_in_training(other, data, options, quiet, "one-shot")
+        measure("one-shot, then the same training", other)
+    for method in options.compare_methods:
+        other = one_shot(options, args, method)
+        measure(f"{method} at once, not trained", other)
+        train(other, data, options, quiet, other.sparsity_callback())
+        measure(f"{method} at once, then the training", other)
+    gradual = prune_in_training(pruner, data, options, args, options.shape)
+    measure(f"gradual ({options.shape})", pruner)
     if args.process_index == 0:
         pruner.save_pretrained(options.sparse_dir, overwrite=True)
         print(f"\n{pruner.report}\n")
         print(f"perplexity, {options.sparsity:.0%} of the targets removed, {pruner.report.sparsity:.1%} of the model:")
-        print("\n".join(f"  {name:34}{value:10.2f}" for name, value in found.items()))
+        print("\n".join(f"  {name:40}{value:10.2f}" for name, value in found.items()))
         print(f"saved in {options.sparse_dir}")
+        print(check_saved(options, gradual))
 
 
 if __name__ == "__main__":

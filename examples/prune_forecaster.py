@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from transformers import MambaConfig, MambaModel, MambaPreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
-from optimum_ssm import ConfigurationError, OptimumSSMError, SSMPruner, SSMPrunerConfig
+from optimum_ssm import CheckpointError, ConfigurationError, OptimumSSMError, SSMPruner, SSMPrunerConfig
 from optimum_ssm.calibration.seam import replaced_scan
 from optimum_ssm.families import family_of
 from optimum_ssm.report import table
@@ -133,17 +133,37 @@ def prune(dense: MambaForecaster, data: Windows, sparsity: float, way: str, args
     pruner = SSMPruner(model)
     if way == "gradual":
         config = SSMPrunerConfig(method="gradient_magnitude", sparsity=sparsity)
-        end = args.tune_steps * 2 // 3
-        gradual = GradualPruningCallback(pruner, config, begin_step=5, end_step=end, update_every=5)
+        steps = {
+            "begin_step": 5,
+            "end_step": max(6, int(args.tune_steps * args.end)),
+            "update_every": args.update_every,
+        }
+        gradual = GradualPruningCallback(pruner, config, **steps)
         train(model, data, args.tune_steps, args.tune_rate, args, gradual)
         gradual.finish()
     else:
         pruner.prune(SSMPrunerConfig(method="magnitude", sparsity=sparsity))
         if way == "one-shot + training":
             train(model, data, args.tune_steps, args.tune_rate, args, pruner.sparsity_callback())
-    share = pruner.report.sparsity
-    print(f"{way} at {sparsity:g}: {share:.1%} of all {pruner.report.parameters:,} parameters removed", flush=True)
+    share, total = pruner.report.sparsity, pruner.report.parameters
+    print(f"{way} at {sparsity:g}: {share:.1%} of all {total:,} parameters removed; {counted(pruner)}", flush=True)
     return model
+
+
+def counted(pruner: SSMPruner) -> str:
+    """The zeros that are in the weights now, which must be those of the masks and as many as the sparsity promises.
+
+    Raises:
+        CheckpointError: they are not.
+    """
+    rows = [row for row in pruner.report.rows if row.methods]
+    size, promised = sum(row.elements for row in rows), sum(row.pruned for row in rows)
+    zeros = sum(int((pruner.model.get_parameter(row.name) == 0).sum()) for row in rows)
+    same = all(torch.equal(pruner.model.get_parameter(row.name).cpu() == 0, pruner.masks[row.name]) for row in rows)
+    wanted = pruner.report.passes[-1].config["sparsity"]
+    if zeros != promised or not same or abs(zeros - wanted * size) > len(rows):
+        raise CheckpointError(f"{zeros} of {size} target entries are zero, {promised} are masked")
+    return f"{zeros:,} of the targets' {size:,} entries are zero, as promised"
 
 
 def main(args: Namespace) -> None:
@@ -181,6 +201,8 @@ if __name__ == "__main__":
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--steps", type=int, default=600, help="training of the dense model")
     parser.add_argument("--tune-steps", type=int, default=300, help="training while or after pruning")
+    parser.add_argument("--end", type=float, default=1 / 3, help="share of --tune-steps at which gradual pruning ends")
+    parser.add_argument("--update-every", type=int, default=15, help="steps between two updates of gradual masks")
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--tune-rate", type=float, default=5e-4)
     parser.add_argument("--batch-size", type=int, default=32, help="windows, each of 7 series")

@@ -8,6 +8,7 @@ Public names are imported on first use, so that `import optimum_ssm` and the com
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .models.registration import register as _register_models
 from .version import __version__
 
 
@@ -51,3 +52,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+_register_models()  # so that AutoModelForCausalLM loads what is saved here

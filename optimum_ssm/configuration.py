@@ -15,6 +15,7 @@ from typing import Any
 
 from .errors import ConfigurationError
 from .methods import METHODS
+from .methods.structures import STRUCTURES
 from .registry import unknown
 from .sparsity.allocations import ALLOCATIONS
 from .sparsity.pattern import Pattern
@@ -22,6 +23,9 @@ from .sparsity.pattern import Pattern
 
 SCOPES = ("row", "tensor", "global")
 A_LOG_FILLS = ("memoryless", "zero")
+AXES = ("state", "head", "head_dim", "group", "channel", "dt_rank", "block")
+COMPENSATIONS = ("bias", "least_squares")
+NORM_RESCALES = ("mask", "energy", "none")
 RECONSTRUCTION_KEYS = {"lr": (int, float), "batch_size": int}
 LARGEST_MEMORYLESS = 88.0  # exp of more than this is infinite in float32
 
@@ -51,7 +55,12 @@ class SSMPrunerConfig:
     sparsity: float | None = _option(
         None, "share of the selected weights that is gone afterwards, in [0, 1); left out with N:M"
     )
-    pattern: str = _option("unstructured", "'unstructured' or 'N:M' such as '2:4' (N kept of M consecutive inputs)")
+    pattern: str = _option(
+        "unstructured", "'unstructured', 'N:M' such as '2:4' (N kept of M consecutive inputs), or 'structured'"
+    )
+    axis: str | None = _option(
+        None, "structured: which units are removed whole; default: the method's own", choices=AXES
+    )
     targets: list[str] | None = _option(None, "weights to prune: names, globs or 're:…'; default: the method's own")
     exclude: list[str] = _option([], "weights to leave alone, named like targets")
     scope: str | None = _option(None, "comparison group of the scores; default: the method's own", choices=SCOPES)
@@ -64,6 +73,24 @@ class SSMPrunerConfig:
         choices=A_LOG_FILLS,
     )
     memoryless_value: float = _option(38.0, "A_log value that stands for memoryless, in (0, 88]")
+    uniform_sizes: bool = _option(
+        True, "structured: the same size in every block, as servers and most stock classes need it"
+    )
+    multiple_of: int | None = _option(
+        None, "structured: kept units, in each group, are a multiple of this; default: the family's, for its kernels"
+    )
+    compensation: str | None = _option(
+        None,
+        "structured: what makes up for the removed units on the calibration text: 'bias' (the mean of the output) or "
+        "'least_squares' (the output projection is fitted anew)",
+        choices=COMPENSATIONS,
+    )
+    norm_rescale: str = _option(
+        "mask",
+        "structured, Mamba-2 heads: what the gated norm's weight is multiplied with: 'mask' (as if the removed channels "
+        "were zero), 'energy' (the mean root mean square stays) or 'none'",
+        choices=NORM_RESCALES,
+    )
     dataset: Any = _option(
         "wikitext2", "calibration text: 'wikitext2', 'c4', a Hub id, or a .txt/.jsonl/.json/.csv/.parquet file"
     )
@@ -87,19 +114,25 @@ class SSMPrunerConfig:
 
     def __post_init__(self) -> None:
         self._check_types()
+        self._check_structure()
         self._check_ranges()
         self._check_names()
         self._check_sparsity()
+
+    @property
+    def structured(self) -> bool:
+        """Whether units of an axis are removed, not single weights."""
+        return self.pattern == "structured"
 
     def _check_types(self) -> None:
         expected = {
             "method": str, "pattern": str, "exclude": list, "a_log_fill": str, "memoryless_value": (int, float),
             "text_column": str, "num_samples": int, "seq_len": int, "batch_size": int, "seed": int,
-            "sequential": bool, "reconstruction_kwargs": dict, "method_kwargs": dict, "allocation_kwargs": dict,
+            "sequential": bool, "uniform_sizes": bool, "norm_rescale": str, "reconstruction_kwargs": dict, "method_kwargs": dict, "allocation_kwargs": dict,
         }  # fmt: skip
         optional = {
             "sparsity": (int, float), "targets": list, "scope": str, "allocation": str, "dataset_name": str,
-            "dataset_split": str, "reconstruction_epochs": int,
+            "dataset_split": str, "reconstruction_epochs": int, "axis": str, "multiple_of": int, "compensation": str,
         }  # fmt: skip
         for name in ("targets", "exclude"):
             value = getattr(self, name)
@@ -116,8 +149,32 @@ class SSMPrunerConfig:
                 if not isinstance(value, str):
                     raise ConfigurationError(f"{name} holds {value!r}; every entry must be a name, a glob or 're:…'")
 
+    def _check_structure(self) -> None:
+        """Decide between weights and units, and refuse what goes with the other one only."""
+        only_structures = self.method in STRUCTURES.names() and self.method not in METHODS.names()
+        if self.pattern == "unstructured" and (self.axis is not None or only_structures):
+            self.pattern = "structured"
+        if not self.structured:
+            given = [name for name in ("axis", "multiple_of", "compensation") if getattr(self, name) is not None]
+            if given:
+                raise ConfigurationError(f"{given[0]}={getattr(self, given[0])!r} goes with pattern='structured' only")
+            return
+        for name in ("targets", "scope"):
+            if getattr(self, name) is not None:
+                raise ConfigurationError(
+                    f"{name}={getattr(self, name)!r} contradicts pattern='structured', where axis says what goes"
+                )
+        if self.exclude:
+            raise ConfigurationError(f"exclude={self.exclude!r} contradicts pattern='structured': units go whole")
+        if self.uniform_sizes and self.allocation not in (None, "uniform"):
+            raise ConfigurationError(
+                f"allocation={self.allocation!r} gives blocks different sizes, which uniform_sizes=True forbids; set "
+                "uniform_sizes=False (such a model loads after `import optimum_ssm`), or leave allocation out"
+            )
+
     def _check_ranges(self) -> None:
         for name, least in {
+            "multiple_of": 1,
             "num_samples": 1,
             "seq_len": 2,
             "batch_size": 1,
@@ -136,17 +193,32 @@ class SSMPrunerConfig:
             )
 
     def _check_names(self) -> None:
+        methods = STRUCTURES if self.structured else METHODS
         for value, allowed, name in (
-            (self.method, METHODS.names(), "method"),
+            (self.method, methods.names(), "structured method" if self.structured else "method"),
             (self.allocation, ALLOCATIONS.names(), "allocation"),
             (self.scope, list(SCOPES), "scope"),
+            (self.axis, list(AXES), "axis"),
+            (self.compensation, list(COMPENSATIONS), "compensation"),
+            (self.norm_rescale, list(NORM_RESCALES), "norm_rescale"),
             (self.a_log_fill, list(A_LOG_FILLS), "a_log_fill"),
         ):
             if value is not None and value not in allowed:
                 raise ConfigurationError(unknown(name, value, allowed))
-        METHODS.build(self.method, self.method_kwargs, "method_kwargs")
+        method = methods.build(self.method, self.method_kwargs, "method_kwargs")
+        if self.structured and self.axis is not None and self.axis not in method.axes:
+            raise ConfigurationError(
+                f"method {self.method!r} does not score axis {self.axis!r}. Allowed: {', '.join(method.axes)}"
+            )
         if self.allocation is not None:
-            ALLOCATIONS.build(self.allocation, self.allocation_kwargs, "allocation_kwargs")
+            allocation = ALLOCATIONS.build(self.allocation, self.allocation_kwargs, "allocation_kwargs")
+            wanted = "units" if self.structured else "weights"
+            if wanted not in allocation.spreads:
+                fit = [name for name, entry in ALLOCATIONS.items() if wanted in entry.spreads]
+                raise ConfigurationError(
+                    f"allocation={self.allocation!r} spreads {' and '.join(allocation.spreads)}, not {wanted}. "
+                    f"Allowed: {', '.join(fit)}"
+                )
         for key, value in self.reconstruction_kwargs.items():
             if key not in RECONSTRUCTION_KEYS:
                 raise ConfigurationError(unknown("reconstruction_kwargs key", key, list(RECONSTRUCTION_KEYS)))

@@ -24,7 +24,9 @@ from .evaluation.perplexity import measure_perplexity
 from .families import family_of
 from .hub.checkpoint import LOCATION, is_weight_file, load_license, load_model, load_settings, load_tokenizer, save
 from .report import PruningReport
-from .report_rows import masks_from_weights, model_report, origin, record_pass
+from .report_rows import masks_from_weights, model_report, origin, record_weights
+from .report_units import record_units
+from .surgery.settle import settle
 
 
 logger = logging.get_logger(__name__)
@@ -106,9 +108,9 @@ class SSMPruner:
             pruner._done, pruner.report = settings
             pruner.masks = masks_from_weights(model, pruner.family, pruner.report, pruner._done)
             gone = sum(int(mask.sum()) for mask in pruner.masks.values())
-            if gone != pruner.report.pruned:
+            if gone != pruner.report.masked:
                 logger.warning(
-                    f"{source}: its report says that {pruner.report.pruned:,} entries are removed, its weights say {gone:,}; "
+                    f"{source}: its report says that {pruner.report.masked:,} entries are zeros, its weights say {gone:,}; "
                     "they were changed since, or kept entries are zero"
                 )
         pruner.license = load_license(source, **location)
@@ -135,15 +137,22 @@ class SSMPruner:
         plans = [make_plan(self.model, self.family, config) for config in recipe]
         vocabulary = self.model.get_input_embeddings().weight.shape[0]
         texts = [calibration_blocks(p.config, self.tokenizer, vocabulary) if p.needs_text else None for p in plans]
-        for config, plan, ids in zip(recipe, plans, texts):
+        for number, (config, plan, ids) in enumerate(zip(recipe, plans, texts)):
             start = time.perf_counter()
-            logger.info(f"{config.method}: {len(plan.tasks)} weights matched")
+            if any(earlier.structured for earlier in recipe[:number]):
+                plan = make_plan(self.model, self.family, config)  # shapes are not what they were
+            logger.info(f"{config.method}: {len(plan.tasks)} {'blocks' if config.structured else 'weights'} matched")
             blocks: list = []
             self._unfinished = config.method
             run_pass(self.model, self.family, plan, ids, blocks.append, self.masks)
+            if config.structured:
+                settle(self.model, self.family)
             self._unfinished = None
-            seconds = time.perf_counter() - start
-            record_pass(self.report, self.masks, plan, blocks, 0 if ids is None else ids.numel(), seconds)
+            tokens, seconds = 0 if ids is None else ids.numel(), time.perf_counter() - start
+            if config.structured:
+                record_units(self.report, self.masks, plan, blocks, tokens, seconds, self.model)
+            else:
+                record_weights(self.report, self.masks, plan, blocks, tokens, seconds)
             if not self.report.passes[-1].removed and config.sparsity:
                 logger.warning(
                     f"{config.method} at sparsity {config.sparsity:g} removed nothing new: the sparsity is the share that "

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -26,13 +27,13 @@ class Row:
         name (`str`): qualified name.
         component (`str`): short name that blocks share, such as `in_proj` or `norm`.
         block (`int`, *optional*): index of its block.
-        shape (`list[int]`): shape after the last pass.
-        elements (`int`): entries before pruning.
-        pruned (`int`): entries removed.
+        shape (`list[int]`): shape after the last pass; `[0]` where the whole block is gone.
+        elements (`int`): entries before pruning; 0 where a compensation made the parameter.
+        pruned (`int`): entries removed, by a mask or with a unit that owned them.
         reason (`str`): why the other entries were kept.
         methods (`list[str]`): methods that pruned it, one per pass.
         error (`float`, *optional*): relative squared output error, where the last method could tell.
-        segments (`dict[str, list[int]]`): per row segment, [entries, removed entries].
+        segments (`dict[str, list[int]]`): per row segment, [entries before, removed entries].
     """
 
     name: str
@@ -51,6 +52,11 @@ class Row:
         """Entries that are still there."""
         return self.elements - self.pruned
 
+    @property
+    def stored(self) -> int:
+        """Entries that the checkpoint holds, zeros included."""
+        return math.prod(self.shape)
+
 
 @dataclass
 class Pass:
@@ -64,6 +70,7 @@ class Pass:
         reconstruction (`list`): per block the relative distance from the dense model's output before and after its kept
             weights were tuned; empty without reconstruction.
         removed (`int`): entries that this pass removed and no earlier one had.
+        units (`dict`): for a structured pass `axis`, and by block the units `before` and `kept`, and which were `removed`.
     """
 
     config: dict[str, Any]
@@ -72,6 +79,7 @@ class Pass:
     block_errors: list[float | None]
     reconstruction: list[list[float] | None] = field(default_factory=list)
     removed: int = 0
+    units: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -89,6 +97,9 @@ class PruningReport:
         rows (`list[Row]`): one per parameter.
         passes (`list[Pass]`): what was done, in order.
         perplexity (`dict[str, dict]`): measured perplexities with their protocol, by stage (`dense`, `pruned`).
+        dense_state_bytes (`int`, *optional*): recurrent state per sequence before any unit was removed.
+        loads_with (`str`): what has to be there to load the result: `"transformers"` or `"optimum_ssm"`.
+        sizes (`list[dict]`): sizes of every block after a structured pass.
     """
 
     model: str
@@ -99,6 +110,9 @@ class PruningReport:
     rows: list[Row]
     passes: list[Pass] = field(default_factory=list)
     perplexity: dict[str, dict] = field(default_factory=dict)
+    dense_state_bytes: int | None = None
+    loads_with: str = "transformers"
+    sizes: list[dict[str, int]] = field(default_factory=list)
 
     @property
     def parameters(self) -> int:
@@ -116,14 +130,24 @@ class PruningReport:
         return self.pruned / self.parameters if self.parameters else 0.0
 
     @property
+    def parameters_after(self) -> int:
+        """Entries that the model has now, removed ones that are stored as zeros included."""
+        return sum(row.stored for row in self.rows)
+
+    @property
+    def masked(self) -> int:
+        """Removed entries that are still stored, as zeros."""
+        return self.pruned - (self.parameters - sum(row.stored for row in self.rows if row.elements))
+
+    @property
     def dense_bytes(self) -> int:
-        """Bytes of the weights on disk: dense storage, the same before and after unstructured pruning."""
-        return self.parameters * self.dtype_bytes
+        """Bytes of the weights on disk: zeros are stored like any other number."""
+        return self.parameters_after * self.dtype_bytes
 
     @property
     def nonzero_bytes(self) -> int:
         """Bytes that the entries which were not removed would need without any index."""
-        return (self.parameters - self.pruned) * self.dtype_bytes
+        return (self.parameters_after - self.masked) * self.dtype_bytes
 
     def components(self) -> list[tuple[str, int, int, str]]:
         """(component, entries, removed, why the rest was kept), largest first; segments follow their weight."""
@@ -150,8 +174,9 @@ class PruningReport:
         lines = []
         for number, done in enumerate(self.passes, start=1):
             config = done.config
+            what = f"{config['pattern']}{_units(done.units)}"
             lines.append(
-                f"Pass {number}: {config['method']}, {config['pattern']}, sparsity {config['sparsity']:g}, "
+                f"Pass {number}: {config['method']}, {what}, sparsity {config['sparsity']:g}, "
                 f"{done.tokens:,} calibration tokens, {done.removed:,} entries removed, {done.seconds:.1f} s"
             )
         if self.passes:
@@ -179,9 +204,21 @@ class PruningReport:
         measured = [(number, found) for number, errors in measured if (found := [e for e in errors if e is not None])]
         facts = [
             f"Weights: {self.dense_bytes:,} bytes stored densely, {self.nonzero_bytes:,} bytes without the removed entries.",
-            f"State per sequence: {self.recurrent_state_bytes:,} bytes recurrent (float32), "
-            f"{self.conv_state_bytes:,} bytes convolution.",
         ]
+        before = f", before pruning {self.dense_state_bytes:,}" if self.dense_state_bytes is not None else ""
+        facts.append(
+            f"State per sequence: {self.recurrent_state_bytes:,} bytes recurrent (float32){before}, "
+            f"{self.conv_state_bytes:,} bytes convolution."
+        )
+        if self.sizes:
+            facts.append(
+                f"Parameters: {self.parameters_after:,} of {self.parameters:,} are left. {self._sizes()} "
+                + (
+                    "Stock transformers loads it."
+                    if self.loads_with == "transformers"
+                    else "Stock transformers does not load it: `import optimum_ssm` first."
+                )
+            )
         if measured:
             number, errors = measured[-1]
             mean, worst = sum(errors) / len(errors), max(errors)
@@ -195,6 +232,14 @@ class PruningReport:
         for stage, found in self.perplexity.items():
             facts.append(f"Perplexity, {stage}: {found['perplexity']:.3f} ({found['protocol']}).")
         return facts
+
+    def _sizes(self) -> str:
+        ranges = []
+        for name in self.sizes[0]:
+            values = [sizes[name] for sizes in self.sizes]
+            low, high = min(values), max(values)
+            ranges.append(f"{name} {low}" if low == high else f"{name} {low} to {high}")
+        return f"{len(self.sizes)} blocks with {', '.join(ranges)}."
 
     def __str__(self) -> str:
         return self.to_markdown()
@@ -248,6 +293,15 @@ def table(head: Iterable[str], body: Iterable[Iterable[str]], right: tuple[int, 
 
     rule = [("-" * (w - 1) + ":" if i in right else "-" * w) for i, w in enumerate(widths)]
     return [line(rows[0]), f"| {' | '.join(rule)} |", *map(line, rows[1:])]
+
+
+def _units(units: dict[str, Any]) -> str:
+    """Which units a structured pass left, such as `, state 64 -> 32`."""
+    if not units:
+        return ""
+    before, kept = units["before"], units["kept"]
+    spans = [str(min(v)) if min(v) == max(v) else f"{min(v)} to {max(v)}" for v in (before, kept)]
+    return f", {units['axis']} {spans[0]} -> {spans[1]}"
 
 
 def _percent(part: int, whole: int) -> str:

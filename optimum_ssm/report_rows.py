@@ -53,7 +53,7 @@ def origin(source: str) -> str:
     return os.path.join(".", os.path.basename(os.path.abspath(source))) if os.path.isdir(source) else source
 
 
-def record_pass(
+def record_weights(
     report: PruningReport,
     masks: dict[str, Tensor],
     plan: Plan,
@@ -89,10 +89,16 @@ def record_pass(
             stem = row.name.removesuffix(".weight")
             if (label == stem or label.startswith(f"{stem}.")) and not row.pruned:
                 row.reason = reason
+    report.passes.append(finished_pass(plan.config, blocks, tokens, seconds, report.pruned - before))
+
+
+def finished_pass(
+    config: SSMPrunerConfig, blocks: list[BlockOutcome], tokens: int, seconds: float, removed: int
+) -> Pass:
+    """The entry of a pass in the report."""
     tuned = [None if block.reconstruction is None else list(block.reconstruction) for block in blocks]
     errors = [block.error for block in blocks]
-    removed = report.pruned - before
-    report.passes.append(Pass(plan.config.to_dict(), seconds, tokens, errors, tuned if any(tuned) else [], removed))
+    return Pass(config.to_dict(), seconds, tokens, errors, tuned if any(tuned) else [], removed)
 
 
 def _component(name: str, target: Target | None) -> str:
@@ -114,10 +120,10 @@ def _tied_names(model: PreTrainedModel) -> dict[str, str]:
 
 
 def set_removed(row: Row, mask: Tensor, target: Target) -> None:
-    """Count the removed entries (`True` in `mask`) of a whole weight into its row, by segment too."""
-    row.pruned = int(mask.sum())
+    """Count the removed entries of a whole weight into its row, by segment too: `True` in `mask`, or not there any more."""
+    row.pruned = row.elements - int((~mask).sum())
     for name, (start, stop) in target.weight.segments.items():
-        row.segments[name][1] = int(mask[start:stop].sum())
+        row.segments[name][1] = row.segments[name][0] - int((~mask[start:stop]).sum())
 
 
 def masks_from_weights(

@@ -25,6 +25,7 @@ from ..sparsity.selection import Selection
 from .gradients import GRADIENT_STATISTICS
 from .reconstruction import Reconstruction
 from .seam import AVAILABLE_SUMS
+from .unit_plan import UnitPlan, make_unit_plan
 
 
 if TYPE_CHECKING:
@@ -120,13 +121,15 @@ class Plan:
         return Selection(count, self.scope, self.pattern)
 
 
-def make_plan(model: nn.Module, family: Family, config: SSMPrunerConfig) -> Plan:
+def make_plan(model: nn.Module, family: Family, config: SSMPrunerConfig) -> Plan | UnitPlan:
     """Check a config against a model.
 
     Raises:
         ConfigurationError: a target matches nothing, the method cannot prune a selected weight, a statistic does not
             exist for this family, or the pattern fits none of the targets.
     """
+    if config.structured:
+        return make_unit_plan(model, family, config)
     kwargs = dict(config.method_kwargs)
     if "seed" in {field.name for field in dataclasses.fields(METHODS.get(config.method))}:
         kwargs.setdefault("seed", config.seed)

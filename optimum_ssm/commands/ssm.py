@@ -4,6 +4,7 @@
 
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 
+from .benchmark import BenchmarkCommand
 from .compare import CompareCommand
 from .eval import EvalCommand
 from .inspect import InspectCommand
@@ -18,6 +19,7 @@ class SSMCommand(BaseOptimumCLICommand):
     SUBCOMMANDS = (
         CommandInfo("prune", help="Prune a model and save it.", subcommand_class=PruneCommand),
         CommandInfo("eval", help="Measure perplexity.", subcommand_class=EvalCommand),
+        CommandInfo("benchmark", help="Measure size, memory and speed.", subcommand_class=BenchmarkCommand),
         CommandInfo("inspect", help="Show a checkpoint's sparsity by component.", subcommand_class=InspectCommand),
         CommandInfo(
             "compare",

@@ -1,17 +1,11 @@
 # Copyright 2026 The optimum_ssm authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""Speed and memory of models that take turns in one process: a dense one and what was cut out of it.
-
-A run of one model is followed by a run of the next, so that a slow phase of the machine hits all of them, and ratios are
-taken between runs of the same round.
-"""
+"""Sizes, speed and memory of models in one process: a dense one and what was cut out of it."""
 
 from __future__ import annotations
 
-import gc
 import os
 import platform
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -22,17 +16,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..errors import CheckpointError, ConfigurationError
-from ..hub.checkpoint import LOCATION, load_model, read_json
-from ..report_rows import origin
-from .benchmark_facts import check_scan, file_bytes, model_facts, parameter_bytes, scan_in_use
-from .benchmark_report import OUT_OF_MEMORY, BenchmarkReport, Measurement
-from .decoding import GreedyDecoder, cache_of, is_recurrent, prefill
+from .benchmark_facts import check_scan, file_bytes, model_facts, probe_cache
+from .benchmark_report import BenchmarkReport, Measurement
+from .benchmark_runs import Decode, Prefill, Run, free, take_turns
+from .decoding import is_recurrent
 
 
 PHASES = ("prefill", "decode")
 # A recurrent state has the same size after any prompt, so decoding need not wait for a long one.
 DECODE_PROMPT = 16
-AGREEMENT_STEPS = 8
 
 
 def benchmark(
@@ -93,21 +85,23 @@ def benchmark(
     ids = _prompts(models, prompt, max(batch_sizes)).to(device)
     rows: list[Measurement] = []
     with _evaluating(models.values()):
-        facts = [model_facts(name, model, files.get(name), scan) for name, model in models.items()]
-        recurrent = all(is_recurrent(cache_of(prefill(model, ids[:1, :4]))[1]) for model in models.values())
+        caches = {name: probe_cache(model, scan) for name, model in models.items()}
+        facts = [model_facts(name, model, caches[name], files.get(name), scan) for name, model in models.items()]
+        recurrent = all(is_recurrent(cache) for cache in caches.values())
+        del caches
         decode_ids = ids[:, :DECODE_PROMPT] if recurrent else ids
         graph = cuda_graph and device.type == "cuda" and recurrent
         for phase in phases:
             for batch_size in batch_sizes:
-                runs: dict[str, _Run]
+                runs: dict[str, Run]
                 if phase == "prefill":
-                    runs = {name: _Prefill(model, ids[:batch_size], scan) for name, model in models.items()}
+                    runs = {name: Prefill(model, ids[:batch_size], scan) for name, model in models.items()}
                 else:
                     starts = decode_ids[:batch_size]
-                    runs = {name: _Decode(model, starts, scan, new_tokens, graph) for name, model in models.items()}
-                rows += (found := _take_turns(runs, phase, batch_size, repeats, device))
+                    runs = {name: Decode(model, starts, scan, new_tokens, graph) for name, model in models.items()}
+                rows += (found := take_turns(runs, phase, batch_size, repeats, device))
                 del runs
-                _free(device)
+                free(device)
                 for row in found if progress is not None else ():
                     progress(_line(row))
     settings = {
@@ -140,6 +134,9 @@ def _load(
     sources: Sequence[str | os.PathLike], device: torch.device, loading: dict[str, Any]
 ) -> tuple[dict[str, PreTrainedModel], dict[str, int | None]]:
     """Models and bytes of their files by a short name; a source that is not there is found before any is loaded."""
+    from ..hub.checkpoint import LOCATION, load_model, read_json  # not needed for models in memory
+    from ..report_rows import origin
+
     location = {name: loading[name] for name in LOCATION if name in loading}
     for source in sources:
         if read_json(source, "config.json", location) is None:
@@ -191,152 +188,6 @@ def _evaluating(models: Iterable[PreTrainedModel]) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
-
-
-class _Run:
-    """Something to time: `prepare` once, which gives the peak memory, then `__call__` as often as wanted."""
-
-    tokens: int
-    decode: str = ""
-    agreement: float | None = None
-    decoder: GreedyDecoder | None = None
-
-    def prepare(self, device: torch.device) -> int | None:
-        """Warm up; returns the bytes of the largest allocation, or `None` where that is not measured."""
-        raise NotImplementedError
-
-    def before(self) -> None:
-        """What a timed run needs but is not part of it."""
-
-    def __call__(self) -> None:
-        raise NotImplementedError
-
-
-class _Prefill(_Run):
-    def __init__(self, model: PreTrainedModel, ids: Tensor, scan: str):
-        self.model, self.ids, self.scan = model, ids, scan
-        self.tokens = ids.numel()
-
-    def prepare(self, device: torch.device) -> int | None:
-        with _peak_memory(device, self.model) as peak:
-            self()
-        return peak[0]
-
-    def __call__(self) -> None:
-        with scan_in_use(self.model, self.scan):
-            prefill(self.model, self.ids)
-
-
-class _Decode(_Run):
-    def __init__(self, model: PreTrainedModel, ids: Tensor, scan: str, new_tokens: int, graph: bool):
-        self.model, self.ids, self.scan, self.new_tokens, self.graph = model, ids, scan, new_tokens, graph
-        self.tokens = len(ids) * new_tokens
-        self.decode = "CUDA graph" if graph else "eager"
-
-    def prepare(self, device: torch.device) -> int | None:
-        with scan_in_use(self.model, self.scan), _peak_memory(device, self.model) as peak:
-            decoder = GreedyDecoder(self.model, self.ids)
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(device)  # the short prompt is not what is asked for
-            eager = decoder.run(AGREEMENT_STEPS)
-        with scan_in_use(self.model, self.scan):
-            if self.graph:
-                decoder.capture()
-                self.agreement = float((decoder.run(AGREEMENT_STEPS) == eager).float().mean())
-        self.decoder = decoder
-        self()
-        return peak[0]
-
-    def before(self) -> None:
-        with scan_in_use(self.model, self.scan):
-            self.decoder.restart()
-
-    def __call__(self) -> None:
-        self.decoder.run(self.new_tokens)
-
-
-def _take_turns(
-    runs: dict[str, _Run], phase: str, batch_size: int, repeats: int, device: torch.device
-) -> list[Measurement]:
-    """Warm up all runs, then time them round by round. One without enough memory drops out, the others go on."""
-    rows = {name: Measurement(name, phase, batch_size, run.tokens, decode=run.decode) for name, run in runs.items()}
-    alive = dict(runs)
-
-    def attempt(name: str, action: Callable[[], Any]) -> Any:
-        try:
-            return action()
-        except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
-                raise
-            rows[name].status = OUT_OF_MEMORY
-            rows[name].seconds = []
-            rows[name].peak_memory_bytes = None
-            alive.pop(name).decoder = None  # the others may need its memory
-        _free(device)
-        return None
-
-    for name, run in runs.items():
-        rows[name].peak_memory_bytes = attempt(name, lambda run=run: run.prepare(device))
-        rows[name].agreement = run.agreement
-    for _ in range(repeats):
-        for name, run in list(alive.items()):
-            seconds = attempt(name, lambda run=run: _seconds(run, device))
-            if seconds is not None:
-                rows[name].seconds.append(seconds)
-    first = next(iter(rows.values())).seconds
-    for row in rows.values():
-        row.ratios = [slow / fast for slow, fast in zip(first, row.seconds)]
-    return list(rows.values())
-
-
-def _seconds(run: _Run, device: torch.device) -> float:
-    run.before()
-    _wait(device)
-    start = time.perf_counter()
-    run()
-    _wait(device)
-    return time.perf_counter() - start
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _free(device: torch.device) -> None:
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
-@contextmanager
-def _peak_memory(device: torch.device, model: PreTrainedModel) -> Iterator[list[int | None]]:
-    """Bytes that a process with this model alone would hold at most: what is allocated inside, and the weights.
-
-    Only torch's CUDA allocator can tell. The growth of a CPU process depends on what its allocator kept from earlier.
-    """
-    found: list[int | None] = [None]
-    if device.type != "cuda":
-        yield found
-        return
-    _free(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    yield found
-    _wait(device)
-    found[0] = torch.cuda.max_memory_allocated(device) - before + parameter_bytes(model)
-
-
-def _is_out_of_memory(error: BaseException | None) -> bool:
-    """Also where it ended something else, such as the capture of a graph."""
-    while error is not None:
-        text = str(error)
-        if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-            return True
-        if any(said in text for said in ("can't allocate memory", "ALLOC_FAILED", "out of memory")):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _line(row: Measurement) -> str:

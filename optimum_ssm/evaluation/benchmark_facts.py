@@ -29,18 +29,23 @@ SCANS = ("auto", "library", "transformers")
 WEIGHT_PATTERNS = ("model.safetensors", "model-*-of-*.safetensors", "pytorch_model.bin", "pytorch_model-*-of-*.bin")
 
 
-def model_facts(name: str, model: PreTrainedModel, files: int | None, scan: str) -> ModelFacts:
-    """Sizes and implementations; the state's bytes are read off a cache that the model made.
+def probe_cache(model: PreTrainedModel, scan: str) -> Any:
+    """The cache of one short sequence, as the model makes it. Needs eval mode and gradients off."""
+    device = model.get_input_embeddings().weight.device
+    with scan_in_use(model, scan):
+        return cache_of(prefill(model, torch.zeros(1, 4, dtype=torch.long, device=device)))[1]
+
+
+def model_facts(name: str, model: PreTrainedModel, cache: Any, files: int | None, scan: str) -> ModelFacts:
+    """Sizes and implementations.
 
     Args:
         name (`str`): the model's name in the report.
-        model (`PreTrainedModel`): in eval mode, gradients off.
+        model (`PreTrainedModel`): the model.
+        cache: what `probe_cache` gave for it; the state's bytes are read off it.
         files (`int`, *optional*): bytes of its weight files; by default the parameters in memory are counted.
         scan (`str`): which scan will run, as in `benchmark`.
     """
-    device = model.get_input_embeddings().weight.device
-    with scan_in_use(model, scan):
-        _, cache = cache_of(prefill(model, torch.zeros(1, 4, dtype=torch.long, device=device)))
     recurrent, conv = (sum(state.numel() * state.element_size() for state in states) for states in states_of(cache))
     functions = vars(_modelling_module(model))
     return ModelFacts(

@@ -10,6 +10,7 @@ import io
 import json
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -140,6 +141,21 @@ class BenchmarkReport:
         except (OSError, ValueError) as error:
             raise CheckpointError(f"cannot draw {os.fspath(path)}: {' '.join(str(error).split())}") from error
 
+    def write(self, folder: str | os.PathLike, picture: bool = True) -> None:
+        """Write `benchmark.md`, `.json`, `.csv` and, unless `picture` is off, `.png` into a directory that exists.
+
+        Raises:
+            CheckpointError: a file cannot be written.
+        """
+        texts = {"md": self.to_markdown() + "\n", "json": self.to_json() + "\n", "csv": self.to_csv()}
+        try:
+            for suffix, text in texts.items():
+                Path(folder, f"benchmark.{suffix}").write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise CheckpointError(f"cannot write {error.filename}: {error.strerror}") from error
+        if picture:
+            self.plot(Path(folder, "benchmark.png"))
+
     def sizes(self) -> list[tuple[str, list[int]]]:
         """(quantity, its value for every model)."""
         return [
@@ -166,8 +182,10 @@ class BenchmarkReport:
         head = ("phase", "batch", "model", "tokens/s", "range", f"x {first}", "range", "peak memory")
         body = []
         for row in self.rows:
-            peak = "not measured" if row.peak_memory_bytes is None else f"{row.peak_memory_bytes / 1e9:.2f} GB"
             speeds = row.tokens_per_second
+            peak = "not measured" if speeds else "-"
+            if row.peak_memory_bytes is not None:
+                peak = f"{row.peak_memory_bytes / 1e9:.2f} GB"
             cells = [row.status, "-"] if not speeds else [f"{median(speeds):,.1f}", _range(speeds, ",.1f")]
             compared = row.ratios and row.model != first
             cells += [f"{median(row.ratios):.2f}", _range(row.ratios, ".2f")] if compared else ["-", "-"]
@@ -198,7 +216,7 @@ class BenchmarkReport:
                     f"{row.model}, batch {row.batch_size}: only {100 * row.agreement:.1f} % of the graph's tokens equal "
                     "those of eager steps."
                 )
-        if all(row.peak_memory_bytes is None for row in self.rows):
+        if said["device_type"] != "cuda":
             facts.append(f"Peak memory is not measured on {said['device_type']}.")
         return facts
 

@@ -125,7 +125,9 @@ def _settings(model: PreTrainedModel, text: SSMPrunerConfig, dense: Perplexity) 
     device = model.get_input_embeddings().weight.device
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     found = text.to_dict()
-    parts = (found["dataset"], found["dataset_name"], f"split {found['dataset_split'] or 'train'}")
+    is_file = isinstance(text.dataset, (str, os.PathLike)) and os.path.exists(text.dataset)
+    split = None if is_file or not isinstance(text.dataset, str) else f"split {text.dataset_split or 'train'}"
+    parts = (found["dataset"], found["dataset_name"], split)
     return {
         "model": origin(model.config.name_or_path or type(model).__name__),
         "evaluation": dense.protocol,
@@ -155,16 +157,21 @@ def _fill(
 ) -> ComparisonRow:
     plan = cell.plan
     assert plan is not None
-    config = SSMPrunerConfig.from_record({**vars(plan.config), "dataset": blocks})
+    shared = {} if blocks is None else {"dataset": blocks, "num_samples": len(blocks)}  # read and cut only once
+    config = SSMPrunerConfig.from_record({**vars(plan.config), **shared})
     entries = sum(task.size for task in plan.tasks)
     key = (cell.method, cell.budget, cell.component, cell.fill)
-    unfit = "; ".join(f"{label}: {reason}" for label, reason in plan.unfit.items())
+    unfit: dict[tuple[str, str], int] = {}
+    for label, reason in plan.unfit.items():
+        short = label.rpartition(".mixer.")[2]
+        unfit[short, reason] = unfit.get((short, reason), 0) + 1
+    kept = "; ".join(f"{count} {name} kept: {reason}" for (name, reason), count in unfit.items())
     row = {"entries": entries, "dense": dense}
     try:
         report = SSMPruner(model, tokenizer, config).prune()
         done = report.passes[-1]
         row |= {"removed": done.removed, "of_model": report.sparsity, "seconds": done.seconds}
-        return ComparisonRow(*key, MEASURED, **row, perplexity=measure().perplexity, reason=unfit and f"kept {unfit}")
+        return ComparisonRow(*key, MEASURED, **row, perplexity=measure().perplexity, reason=kept)
     except CalibrationError as error:
         return ComparisonRow(*key, FAILED, **row, reason=str(error))
 

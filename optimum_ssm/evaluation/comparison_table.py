@@ -111,7 +111,11 @@ class Comparison:
         body = []
         for r in self.rows:
             share = "-" if not r.entries or r.removed is None else f"{100 * r.removed / r.entries:.2f} %"
-            counts = ("-" if r.removed is None else f"{r.removed:,}", share, _number(r.of_model, "{:.2%}"))
+            counts = (
+                "-" if r.removed is None else f"{r.removed:,}",
+                share,
+                "-" if r.of_model is None else f"{100 * r.of_model:.2f} %",
+            )
             found = (_number(r.dense), _number(r.perplexity), _number(r.seconds, "{:.1f}"))
             body.append((r.method, r.component, r.budget, r.a_log_fill, *counts, *found, r.status))
         return table(head, body, right=(4, 5, 6, 7, 8, 9))

@@ -5,5 +5,5 @@
 from ..registry import Registry
 
 
-METHODS: Registry = Registry("method", __name__, helpers=("base",))
+METHODS: Registry = Registry("method", __name__, helpers=("base", "structures"))
 register_method = METHODS.register

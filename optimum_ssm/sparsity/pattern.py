@@ -12,7 +12,7 @@ from ..errors import ConfigurationError
 
 @dataclass(frozen=True)
 class Pattern:
-    """Unstructured (`keep` = `group` = 0), or N:M: at most `keep` non-zeros among `group` consecutive input weights.
+    """Unstructured or structured (`keep` = `group` = 0), or N:M: at most `keep` non-zeros among `group` consecutive input weights.
 
     N counts what is kept. Wanda's and SparseGPT's `prune_n` counts what is removed: the same for 2:4, not for 1:4.
     """
@@ -22,16 +22,16 @@ class Pattern:
 
     @classmethod
     def parse(cls, text: str) -> Pattern:
-        """`"unstructured"` or `"N:M"` to a pattern.
+        """`"unstructured"`, `"structured"` or `"N:M"` to a pattern.
 
         Raises:
             ConfigurationError: any other text, or N:M without 0 < N < M.
         """
-        if text == "unstructured":
+        if text in ("unstructured", "structured"):
             return cls()
         match = re.fullmatch(r"(\d+):(\d+)", text)
         if match is None:
-            raise ConfigurationError(f"unknown pattern {text!r}. Allowed: 'unstructured' or 'N:M' such as '2:4'")
+            raise ConfigurationError(f"unknown pattern {text!r}. Allowed: 'unstructured', 'structured' or 'N:M' such as '2:4'")
         keep, group = map(int, match.groups())
         if not 0 < keep < group:
             raise ConfigurationError(f"pattern {text!r} keeps {keep} of {group}; N:M needs 0 < N < M, such as '2:4'")

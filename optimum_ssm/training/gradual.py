@@ -16,7 +16,7 @@ from ..calibration.outcome import BlockOutcome, Outcome
 from ..calibration.plan import Plan
 from ..configuration import SSMPrunerConfig
 from ..errors import CheckpointError, ConfigurationError
-from ..report_rows import record_pass
+from ..report_rows import record_weights
 from ..sparsity.schedule import SparsitySchedule
 from ..sparsity.selection import round_half_up
 from .masks import ModelMasks, masks_of
@@ -170,7 +170,7 @@ class GradualPruningCallback(TrainerCallback):
             mask = self.threshold.mask(task).cpu().clone()
             outcomes.setdefault(task.target.block, []).append(Outcome(task.target, mask, None))
         blocks = [BlockOutcome(index, found, None, seconds) for index, found in outcomes.items()]
-        record_pass(self.pruner.report, self.pruner.masks, self.plan, blocks, 0, seconds)
+        record_weights(self.pruner.report, self.pruner.masks, self.plan, blocks, 0, seconds)
         self.pruner.report.passes[-1].config["schedule"] = dataclasses.asdict(self.schedule)
         self.pruner.report.perplexity.pop("pruned", None)  # it was that of a model which is no more
         self.pruner._done.append(self.plan.config)

@@ -30,12 +30,13 @@ def test_gradual_pruning_goes_on_from_a_checkpoint_and_beats_pruning_at_once(roo
     options += ["--save_strategy", "steps", "--save_steps", 25, "--output_dir", tmp_path / "run", "--max_windows", 4]
     options += ["--window", 512, "--sparse_dir", tmp_path / "sparse"]
     printed = run(root, "gradual_pruning.py", *options, "--compare", "--distill", "0.5")
-    last = [line.rsplit(maxsplit=1) for line in printed.splitlines() if line.startswith("  ")][-4:]
+    last = [line.rsplit(maxsplit=1) for line in printed.splitlines() if line.startswith("  ")][-5:]
     found = {name.strip(): float(value) for name, value in last}
     assert found["dense"] < found["gradual (cubic)"] < 0.8 * found["one-shot, not trained"]
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "sparse")
     names = ("in_proj.weight", "x_proj.weight", "dt_proj.weight", "out_proj.weight")
     targets = [value for name, value in model.named_parameters() if name.endswith(names)]
+    assert "as promised" in printed
     total = sum(value.numel() for value in targets)
     assert sum(int((value == 0).sum()) for value in targets) == math.floor(0.7 * total + 0.5)
     again = run(root, "gradual_pruning.py", *options, "--distill", "0.5", "--resume")  # from step 50, then the same

@@ -5,5 +5,5 @@
 from ...registry import Registry
 
 
-ALLOCATIONS: Registry = Registry("allocation", __name__, helpers=("base", "budget"))
+ALLOCATIONS: Registry = Registry("allocation", __name__, helpers=("base", "budget", "units"))
 register_allocation = ALLOCATIONS.register

@@ -60,10 +60,12 @@ class Allocation(ABC):
     Class attributes:
         summary: one sentence for the docs and the command line.
         source: where the rule comes from.
+        spreads: `"weights"`, `"units"` of a structural axis, or both.
     """
 
     summary: ClassVar[str]
     source: ClassVar[str]
+    spreads: ClassVar[tuple[str, ...]] = ("weights",)
 
     def statistics(self, kind: str, of_method: tuple[str, ...]) -> tuple[str, ...] | None:
         """Statistics that `summarise` reads for a tensor of this kind; `None` where no plan pass is needed.
@@ -105,3 +107,16 @@ class Allocation(ABC):
         """Counts of the items that share one budget."""
         sizes = [item.size for item in items]
         return exact_counts(self.ratios(items, summaries, sparsity), sizes, round_half_up(sparsity * sum(sizes)))
+
+    def kept_units(self, energies: list[Tensor], keep: int) -> list[int]:
+        """Units of a structural axis that every block keeps, summing to `keep`.
+
+        Args:
+            energies (`list[Tensor]`): per block its keep-scores in descending order; with groups, the sums over groups of
+                the r-th best score of each.
+            keep (`int`): units to keep in all blocks together, at least one for each.
+
+        Raises:
+            NotImplementedError: the allocation spreads weights only.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not spread units")

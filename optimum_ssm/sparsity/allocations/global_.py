@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from ..selection import lowest, round_half_up
 from . import register_allocation
 from .base import Allocation, Evidence, Item
+from .units import highest
 
 
 @register_allocation("global")
@@ -26,6 +28,7 @@ class Global(Allocation):
 
     summary: ClassVar[str] = "one threshold over the scores of all selected weights"
     source: ClassVar[str] = "global magnitude pruning (Han et al., arXiv 1506.02626); arXiv 2505.08299"
+    spreads: ClassVar[tuple[str, ...]] = ("weights", "units")
 
     def statistics(self, kind: str, of_method: tuple[str, ...]) -> tuple[str, ...] | None:
         return of_method
@@ -41,3 +44,6 @@ class Global(Allocation):
         scores = torch.cat([summary.reshape(-1) for summary in summaries])
         mask = lowest(scores, round_half_up(sparsity * len(scores)))
         return [int(part.sum()) for part in mask.split([item.size for item in items])]
+
+    def kept_units(self, energies: list[Tensor], keep: int) -> list[int]:
+        return highest(energies, keep)

@@ -1,0 +1,98 @@
+# Copyright 2026 The optimum_ssm authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+"""What a structured pass changes in the rows of a report, and in the masks of earlier passes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .calibration.outcome import BlockOutcome, UnitOutcome
+from .calibration.unit_plan import UnitPlan
+from .families.base import Family
+from .families.matching import declared_targets
+from .report import PruningReport, Row
+from .report_rows import finished_pass, set_removed
+from .surgery.cut import sliced
+from .surgery.settle import is_stock
+
+
+HIGHER_UNITS = "in units with higher scores than the removed ones"
+
+
+def record_units(
+    report: PruningReport,
+    masks: dict[str, Tensor],
+    plan: UnitPlan,
+    blocks: list[BlockOutcome],
+    tokens: int,
+    seconds: float,
+    model: PreTrainedModel,
+) -> None:
+    """Add what a structured pass removed, and the pass itself.
+
+    Args:
+        report (`PruningReport`), masks (`dict[str, Tensor]`): changed in place; masks of cut parameters are cut.
+        plan, blocks: the pass and what it did.
+        tokens (`int`): calibration tokens.
+        seconds (`float`): wall time.
+        model (`PreTrainedModel`): after the pass, settled.
+    """
+    before, rows = report.pruned, {row.name: row for row in report.rows}
+    outcomes = [outcome for block in blocks for outcome in block.outcomes]
+    names = [name for name, _ in plan.family.blocks(model)]
+    for outcome in outcomes:
+        for path, dims in outcome.kept.items():
+            name = f"{names[outcome.block]}.{path}"
+            if name in masks:
+                masks[name] = sliced(masks[name], dims)
+            rows[name].reason = HIGHER_UNITS
+            rows[name].methods.append(plan.config.method)
+    recount(report, masks, plan.family, model)
+    done = finished_pass(plan.config, blocks, tokens, seconds, report.pruned - before)
+    done.units = _units(plan.axis, outcomes)
+    report.passes.append(done)
+
+
+def recount(report: PruningReport, masks: dict[str, Tensor], family: Family, model: PreTrainedModel) -> None:
+    """Bring shapes, counts and sizes of a report in step with a model that was cut; parameters that came are added."""
+    rows = {row.name: row for row in report.rows}
+    targets = {target.parameter: target for target in declared_targets(family, model)}
+    for name, parameter in model.named_parameters():
+        if name not in rows:
+            rows[name] = Row(name, _component(name), None, list(parameter.shape), 0, reason="made by the compensation")
+            report.rows.append(rows[name])
+        row = rows[name]
+        row.shape = list(parameter.shape)
+        mask = masks.get(name, torch.zeros(parameter.shape, dtype=torch.bool))
+        if name in targets:
+            set_removed(row, mask, targets[name])
+        elif row.elements:
+            row.pruned = row.elements - int((~mask).sum())
+    blocks = [block for _, block in family.blocks(model)]
+    if report.dense_state_bytes is None:
+        report.dense_state_bytes = report.recurrent_state_bytes
+    states = [family.state_elements(block) for block in blocks]
+    report.recurrent_state_bytes = 4 * sum(recurrent for recurrent, _ in states)
+    report.conv_state_bytes = report.dtype_bytes * sum(conv for _, conv in states)
+    report.sizes = [family.sizes(block) for block in _mixing(family, blocks)]
+    report.loads_with = "transformers" if is_stock(model) else "optimum_ssm"
+
+
+def _mixing(family: Family, blocks: list[nn.Module]) -> list[nn.Module]:
+    return [block for block in blocks if family.mixer(block) is not None]
+
+
+def _component(name: str) -> str:
+    parts = name.split(".")
+    return f"{parts[-2]}.bias" if parts[-1] == "bias" else parts[-1]
+
+
+def _units(axis: str, outcomes: list[UnitOutcome]) -> dict:
+    return {
+        "axis": axis,
+        "before": [outcome.units for outcome in outcomes],
+        "kept": [outcome.units - len(outcome.removed) for outcome in outcomes],
+        "removed": [outcome.removed for outcome in outcomes],
+    }
