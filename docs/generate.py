@@ -19,6 +19,7 @@ from optimum_ssm.commands.ssm import SSMCommand
 from optimum_ssm.configuration import SSMPrunerConfig
 from optimum_ssm.methods import METHODS
 from optimum_ssm.methods.base import KINDS
+from optimum_ssm.recipes import recipe_names, recipe_path, recipe_text
 from optimum_ssm.report import table
 from optimum_ssm.sparsity.allocations import ALLOCATIONS
 
@@ -53,8 +54,28 @@ CONTENTS = """\
       sections:
 METHODS
     - {local: allocations, title: Allocations}
+    - {local: recipes, title: Recipes}
     - {local: api, title: API reference}
 """
+
+
+RECIPES = """\
+A recipe is a list of configs that run one after the other on the same model. These come with the library and are known by their
+names wherever a recipe can be given; budget and text can be given beside them, for all passes:
+
+```python
+from optimum_ssm import load_recipe
+
+pruner.prune("best")
+pruner.prune(load_recipe("sparsessm", sparsity=0.6, dataset="my_text.txt"))
+```
+
+```bash
+optimum-cli ssm prune MODEL -o pruned --recipe sparsessm --sparsity 0.6
+```
+
+A copy of a file, changed, is a recipe too: `--recipe ./mine.yaml`. `method: best` and `method: sparsessm` are the methods of these
+names, see [Methods](methods/index)."""
 
 
 def pages() -> dict[str, str]:
@@ -64,6 +85,7 @@ def pages() -> dict[str, str]:
     found["_toctree.yml"] = CONTENTS.replace("METHODS", entries)
     found["methods/index.mdx"] = methods_page()
     found["allocations.mdx"] = allocations_page()
+    found["recipes.mdx"] = recipes_page()
     found["configuration.mdx"] = configuration_page()
     found["cli.mdx"] = cli_page()
     return found
@@ -123,6 +145,17 @@ def allocations_page() -> str:
     for name, entry in ALLOCATIONS.items():
         lines += ["", f"## {name}", "", f"{sentence(entry.summary)} Source: {entry.source}.", "", docstring(entry)]
     return "\n".join(lines) + "\n"
+
+
+def recipes_page() -> str:
+    """All recipes that come with the library: text and passes of each file."""
+    lines = [NOTICE, "# Recipes", "", RECIPES]
+    for name in recipe_names():
+        summary, text = recipe_text(name)
+        rows = recipe_path(name).read_text(encoding="utf-8").splitlines()
+        passes = "\n".join(row for row in rows if not row.startswith("#"))
+        lines += ["", f"## {name}", "", summary, "", text, "", "```yaml", passes.strip(), "```"]
+    return "\n".join([*lines, "", "[[autodoc]] recipes.load_recipe"]) + "\n"
 
 
 def configuration_page() -> str:

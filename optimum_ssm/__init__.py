@@ -15,6 +15,7 @@ from .version import __version__
 _EXPORTS = {
     "SSMPruner": "pruner",
     "SSMPrunerConfig": "configuration",
+    "load_recipe": "recipes",
     "PruningReport": "report",
     "evaluate_perplexity": "evaluation.perplexity",
     "register_method": "methods",
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from .families import register_family
     from .methods import register_method
     from .pruner import SSMPruner
+    from .recipes import load_recipe
     from .report import PruningReport
     from .sparsity.allocations import register_allocation
 

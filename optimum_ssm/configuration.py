@@ -293,8 +293,12 @@ class SSMPrunerConfig:
         return cls(**values)
 
     @classmethod
-    def from_file(cls, path: str | os.PathLike) -> list[SSMPrunerConfig]:
+    def from_file(cls, path: str | os.PathLike, **overrides: Any) -> list[SSMPrunerConfig]:
         """A recipe from a YAML or JSON file: one mapping, a list of mappings, or a mapping with the key `passes`.
+
+        Args:
+            path (`str` or `os.PathLike`): the file, or the name of a recipe that comes with the library.
+            **overrides: budget and text for every pass, as in `load_recipe`.
 
         Raises:
             ConfigurationError: the file cannot be read or parsed, is empty, or a pass in it is refused (its number is
@@ -302,6 +306,9 @@ class SSMPrunerConfig:
         """
         import yaml
 
+        from .recipes import overridden, recipe_path
+
+        path = recipe_path(path)
         try:
             text = Path(path).read_text(encoding="utf-8")
             loaded = json.loads(text) if str(path).endswith(".json") else yaml.safe_load(text)
@@ -316,14 +323,14 @@ class SSMPrunerConfig:
         configs = []
         for number, entry in enumerate(passes, start=1):
             try:
-                configs.append(cls.from_dict(entry))
+                configs.append(cls.from_dict(overridden(entry, overrides)))
             except ConfigurationError as error:
                 raise ConfigurationError(f"recipe {path}, pass {number}: {error}") from error
         return configs
 
 
 def parse_recipe(value: Any) -> list[SSMPrunerConfig]:
-    """A list of configs from a config, a mapping, a path to a YAML or JSON file, or a list of the first two.
+    """A list of configs from a config, a mapping, the name or path of a recipe, or a list of the first two.
 
     Raises:
         ConfigurationError: `value` is none of these, or an entry is refused.

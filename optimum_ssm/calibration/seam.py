@@ -22,10 +22,14 @@ from ..families.base import Family
 from ..ops import selective_scan as mamba_scan
 from ..ops import state_space_dual as mamba2_scan
 from ..ops.differentiable_scan import differentiable_selective_scan
+from ..ops.scan_moments import SCAN_MOMENTS, mamba2_moments, mamba_moments
 
 
 # Sums that each recurrence can give, by name.
-AVAILABLE_SUMS = {"mamba": tuple(mamba_scan.SCAN_SUMS), "mamba2": tuple(mamba2_scan.SCAN_SUMS)}
+AVAILABLE_SUMS = {
+    "mamba": (*mamba_scan.SCAN_SUMS, *SCAN_MOMENTS),
+    "mamba2": (*mamba2_scan.SCAN_SUMS, *SCAN_MOMENTS),
+}
 
 
 class ScanSeam:
@@ -38,38 +42,51 @@ class ScanSeam:
 
     def __init__(self) -> None:
         self._names: tuple[str, ...] = ()
+        self._moments: tuple[str, ...] = ()
         self.sums: dict[str, Tensor] = {}
         self.tokens = 0
 
     def start(self, names: tuple[str, ...]) -> None:
         """Begin new sums of these names; with no name the scan only computes its output."""
-        self._names, self.sums, self.tokens = names, {}, 0
+        self._names = tuple(name for name in names if name not in SCAN_MOMENTS)
+        self._moments = tuple(name for name in names if name in SCAN_MOMENTS)
+        self.sums, self.tokens = {}, 0
 
     @property
     def summing(self) -> bool:
         """Whether any sum is asked for."""
-        return bool(self._names)
+        return bool(self._names or self._moments)
+
+    def _add_moments(self, found: dict[str, Tensor]) -> None:
+        for name, value in found.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def _of_scan(self) -> dict[str, Tensor] | None:
+        """The sums that the scan itself fills."""
+        return {name: self.sums[name] for name in self._names} or None
 
     def mamba(self, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, **kwargs: Any) -> Any:
         """`mamba_selective_scan` with the sums. Shapes as in `ops.selective_scan`."""
         kwargs = _without_fallback_flags(kwargs)
-        if self._names and not self.sums:
-            self.sums = mamba_scan.allocate_sums(
+        if self._names and self._names[0] not in self.sums:
+            self.sums |= mamba_scan.allocate_sums(
                 self._names, channels=x.shape[1], state_size=A.shape[1], length=x.shape[2], device=x.device
             )
         self.tokens += x.shape[0] * x.shape[2]
-        return mamba_scan.selective_scan(x, dt, A, B, C, sums=self.sums or None, **kwargs)
+        self._add_moments(mamba_moments(self._moments, x, dt, B, C, kwargs))
+        return mamba_scan.selective_scan(x, dt, A, B, C, sums=self._of_scan(), **kwargs)
 
     def mamba2(self, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, **kwargs: Any) -> Any:
         """`mamba2_chunk_scan` with the sums. Shapes as in `ops.state_space_dual`."""
         kwargs["chunk_size"] = 128 if x.is_cuda else 64  # the model's own suits the fused kernel, these suit ours
         kwargs = {name: value for name, value in kwargs.items() if value is not None}
-        if self._names and not self.sums:
-            self.sums = mamba2_scan.allocate_sums(
+        if self._names and self._names[0] not in self.sums:
+            self.sums |= mamba2_scan.allocate_sums(
                 self._names, heads=x.shape[2], state_size=B.shape[3], device=x.device
             )
         self.tokens += x.shape[0] * x.shape[1]
-        return mamba2_scan.state_space_dual(x, dt, A, B, C, sums=self.sums or None, **kwargs)
+        self._add_moments(mamba2_moments(self._moments, x, dt, B, C, kwargs))
+        return mamba2_scan.state_space_dual(x, dt, A, B, C, sums=self._of_scan(), **kwargs)
 
 
 @contextmanager

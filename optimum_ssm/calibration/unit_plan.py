@@ -120,7 +120,9 @@ def make_unit_plan(model: nn.Module, family: Family, config: SSMPrunerConfig) ->
     if "seed" in {field.name for field in dataclasses.fields(STRUCTURES.get(config.method))}:
         kwargs.setdefault("seed", config.seed)
     method = STRUCTURES.build(config.method, kwargs, "method_kwargs")
-    blocks = [(i, name, block) for i, (name, block) in enumerate(family.blocks(model)) if family.mixer(block) is not None]
+    blocks = [
+        (i, name, block) for i, (name, block) in enumerate(family.blocks(model)) if family.mixer(block) is not None
+    ]
     axes = [family.axes(block) for _, _, block in blocks]
     axis = config.axis or next((name for name in method.axes if name in axes[0]), method.axes[0])
     if axis not in axes[0]:
@@ -128,7 +130,9 @@ def make_unit_plan(model: nn.Module, family: Family, config: SSMPrunerConfig) ->
             f"{type(family).__name__} has no axis {axis!r}; it has: {', '.join(axes[0])}. Method {config.method!r} scores: "
             f"{', '.join(method.axes)}"
         )
-    tasks = [_task(i, name, of_block[axis], method, family) for (i, name, _), of_block in zip(blocks, axes)]
+    tasks = [
+        _task(i, name, of_block[axis], method, config.method, family) for (i, name, _), of_block in zip(blocks, axes)
+    ]
     multiple = config.multiple_of or max(task.axis.multiple for task in tasks)
     for task in tasks:
         if config.sparsity:  # names the multiple that is in the way, before any work
@@ -142,24 +146,31 @@ def make_unit_plan(model: nn.Module, family: Family, config: SSMPrunerConfig) ->
             "reconstruction_epochs of at least 1"
         )
     plan = UnitPlan(
-        config, family, method, allocation, axis, multiple, tasks, Reconstruction(epochs, **config.reconstruction_kwargs)
+        config,
+        family,
+        method,
+        allocation,
+        axis,
+        multiple,
+        tasks,
+        Reconstruction(epochs, **config.reconstruction_kwargs),
     )
     _say_what_loads(plan, model, [block for _, _, block in blocks])
     return plan
 
 
-def _task(index: int, name: str, axis: Axis, method: StructuredMethod, family: Family) -> UnitTask:
+def _task(index: int, name: str, axis: Axis, method: StructuredMethod, method_name: str, family: Family) -> UnitTask:
     needs = method.needs(axis.name, {part.name: part.kind for part in axis.owned})
     known = {part.name for part in (*axis.owned, *axis.read)}
     for part, statistic in needs:
         if part == SCAN and statistic not in AVAILABLE_SUMS[family.recurrence]:
             raise ConfigurationError(
-                f"{type(method).__name__} needs {statistic!r}, which the {family.recurrence} recurrence does not give; it "
+                f"method {method_name!r} needs {statistic!r}, which the {family.recurrence} recurrence does not give; it "
                 f"gives: {', '.join(AVAILABLE_SUMS[family.recurrence])}"
             )
         if part != SCAN and part not in known:
             raise ConfigurationError(
-                f"{type(method).__name__} needs {part!r}, which axis {axis.name!r} does not have; it has: "
+                f"method {method_name!r} needs {part!r}, which axis {axis.name!r} does not have; it has: "
                 f"{', '.join(sorted(known))}"
             )
     return UnitTask(index, name, axis, needs)

@@ -76,7 +76,7 @@ class UnitWork(Work[UnitTask]):
             kept = round_sizes(plan.allocation.kept_units([summaries[t] for t in tasks], keep), sizes, plan.multiple)
         self._keep = dict(zip(tasks, kept))
         reached = 1 - sum(kept) / sum(sizes)
-        if abs(reached - share) > 0.5 / sum(sizes):
+        if abs(reached - share) > 0.5 / min(sizes):
             logger.warning(
                 f"axis {plan.axis!r}: {reached:.2%} of the units go, not {share:.2%}: kept units come in multiples of "
                 f"{plan.multiple}; multiple_of=1 is exact"

@@ -25,6 +25,7 @@ class MethodsCommand(SSMLeafCommand):
         from ..errors import ConfigurationError
         from ..families import FAMILIES
         from ..methods import METHODS
+        from ..recipes import recipe_names, recipe_text
         from ..registry import unknown
         from ..sparsity.allocations import ALLOCATIONS
 
@@ -44,3 +45,6 @@ class MethodsCommand(SSMLeafCommand):
         print("families:")
         for name, family in FAMILIES.items():
             print(f"  {name:<12} model types: {', '.join(family.model_types)}")
+        print("recipes (--recipe NAME):")
+        for name in recipe_names():
+            print(f"  {name:<12} {recipe_text(name)[0]}")

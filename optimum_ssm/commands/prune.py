@@ -10,6 +10,7 @@ from pathlib import Path
 from ..configuration import SSMPrunerConfig, parse_recipe
 from ..errors import ConfigurationError
 from ..methods import METHODS
+from ..recipes import OVERRIDES, load_recipe, recipe_names
 from ..sparsity.allocations import ALLOCATIONS
 from .base import SSMLeafCommand, add_loading_flags, add_perplexity_flags, loading_kwargs, perplexity_kwargs
 from .flags import add_flags, given
@@ -24,7 +25,11 @@ class PruneCommand(SSMLeafCommand):
         parser.add_argument("model", help="Hub id or directory, in transformers or original state-spaces format")
         parser.add_argument("-o", "--output", required=True, help="directory for the pruned checkpoint")
         parser.add_argument("--overwrite", action="store_true", help="replace a non-empty output directory")
-        parser.add_argument("--recipe", help="YAML or JSON file with one or more passes, instead of the pruning flags")
+        parser.add_argument(
+            "--recipe",
+            help="instead of the pruning flags, apart from budget and text: YAML or JSON file with one or more passes, or "
+            f"one of: {', '.join(recipe_names())}",
+        )
         parser.add_argument("--evaluate", metavar="DATASET", help="measure perplexity before and after on this text")
         parser.add_argument("--push-to-hub", metavar="REPO_ID", help="also upload the result, card included")
         parser.add_argument("--private", action="store_true", default=None, help="make the new repository private")
@@ -35,9 +40,9 @@ class PruneCommand(SSMLeafCommand):
     def execute(self, args: Namespace) -> None:
         """Refuse what can be refused before the model is loaded, then do the work."""
         flags = given(args, SSMPrunerConfig)
-        if args.recipe is not None and flags:
-            raise ConfigurationError(f"--recipe already says what to prune; leave out {', '.join(_spelled(flags))}")
-        recipe = parse_recipe(args.recipe if args.recipe is not None else flags)
+        if args.recipe is not None and (taken := {name for name in flags if name not in OVERRIDES}):
+            raise ConfigurationError(f"--recipe already says what to prune; leave out {', '.join(_spelled(taken))}")
+        recipe = load_recipe(args.recipe, **flags) if args.recipe is not None else parse_recipe(flags)
         from ..hub.directory import check_free
         from ..pruner import SSMPruner
 
@@ -55,5 +60,5 @@ class PruneCommand(SSMLeafCommand):
             print(f"pushed to {pruner.push_to_hub(args.push_to_hub, private=args.private, token=args.token)}")
 
 
-def _spelled(flags: dict) -> list[str]:
+def _spelled(flags: set[str]) -> list[str]:
     return [f"--{name.replace('_', '-')}" for name in sorted(flags)]

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..errors import CheckpointError, ConfigurationError
-from .benchmark_facts import check_scan, file_bytes, model_facts, probe_cache
+from .benchmark_facts import check_scan, model_facts, probe_cache
 from .benchmark_report import BenchmarkReport, Measurement
 from .benchmark_runs import Decode, Prefill, Run, free, take_turns
 from .decoding import is_recurrent
@@ -73,9 +73,9 @@ def benchmark(
             vocabulary, or a model's family is not supported.
         CheckpointError: a model cannot be loaded.
     """
-    _check(models, batch_sizes, new_tokens, repeats, phases)
+    _check(models, batch_sizes, prompt, new_tokens, repeats, phases)
     if not isinstance(models, Mapping):
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = _device(device)
         check_scan(scan, device)
         models, files = _load(models, device, loading)
     else:
@@ -120,12 +120,14 @@ def benchmark(
     return BenchmarkReport(facts, rows, settings)
 
 
-def _check(models: Any, batch_sizes: Any, new_tokens: int, repeats: int, phases: Any) -> None:
+def _check(models: Any, batch_sizes: Any, prompt: Any, new_tokens: int, repeats: int, phases: Any) -> None:
     if not models or isinstance(models, (str, os.PathLike)):
         raise ConfigurationError(f"models must name at least one model, by a mapping or a list; got {models!r}")
     for name, values in (("batch_sizes", batch_sizes), ("new_tokens", [new_tokens]), ("repeats", [repeats])):
         if not values or any(not isinstance(value, int) or value < 1 for value in values):
             raise ConfigurationError(f"{name} must be whole numbers of at least 1; got {values}")
+    if isinstance(prompt, int) and prompt < 1:
+        raise ConfigurationError(f"prompt={prompt} must be at least 1 token")
     if not phases or any(phase not in PHASES for phase in phases):
         raise ConfigurationError(f"phases={list(phases)} must be some of {', '.join(PHASES)}")
 
@@ -135,6 +137,7 @@ def _load(
 ) -> tuple[dict[str, PreTrainedModel], dict[str, int | None]]:
     """Models and bytes of their files by a short name; a source that is not there is found before any is loaded."""
     from ..hub.checkpoint import LOCATION, load_model, read_json  # not needed for models in memory
+    from ..hub.weight_files import file_bytes
     from ..report_rows import origin
 
     location = {name: loading[name] for name in LOCATION if name in loading}
@@ -150,6 +153,16 @@ def _load(
     return models, files
 
 
+def _device(name: str | torch.device | None) -> torch.device:
+    """The device of that name, if models can be put there."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
+        raise ConfigurationError(f"device {str(name)!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
+
+
 def _common_device(models: Mapping[str, PreTrainedModel]) -> torch.device:
     devices = {parameter.device for model in models.values() for parameter in model.parameters()}
     if len(devices) != 1:
@@ -162,8 +175,6 @@ def _prompts(models: Mapping[str, PreTrainedModel], prompt: int | Tensor | Seque
     """Token ids that every model knows, int64, (batch, length)."""
     vocabulary = min(model.get_input_embeddings().weight.shape[0] for model in models.values())
     if isinstance(prompt, int):
-        if prompt < 1:
-            raise ConfigurationError(f"prompt={prompt} must be at least 1 token")
         return torch.randint(0, vocabulary, (batch, prompt), generator=torch.Generator().manual_seed(0))
     ids = torch.as_tensor(prompt).reshape(-1)
     if not len(ids) or ids.is_floating_point():

@@ -5,28 +5,24 @@
 from __future__ import annotations
 
 import inspect
-import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.utils import cached_file
 from transformers.utils.import_utils import is_mamba_ssm_available
 
 from ..calibration.seam import replaced_scan
 from ..errors import ConfigurationError
 from ..families import family_of
+from ..ops.backend import use_triton
 from .benchmark_report import ModelFacts
 from .decoding import cache_of, prefill, states_of
 
 
 SCANS = ("auto", "library", "transformers")
-# The order in which transformers looks for weights; index files are not weights.
-WEIGHT_PATTERNS = ("model.safetensors", "model-*-of-*.safetensors", "pytorch_model.bin", "pytorch_model-*-of-*.bin")
 
 
 def probe_cache(model: PreTrainedModel, scan: str) -> Any:
@@ -56,7 +52,7 @@ def model_facts(name: str, model: PreTrainedModel, cache: Any, files: int | None
         weight_source="parameters in memory" if files is None else "files",
         recurrent_state_bytes=recurrent,
         conv_state_bytes=conv,
-        scan="optimum_ssm" if _is_ours(model, scan) else implementation(functions[family_of(model).scan]),
+        scan=_scan_name(model, cache) if _is_ours(model, scan) else implementation(functions[family_of(model).scan]),
         conv=implementation(functions["causal_conv1d_update"]),
         state_update=implementation(next(f for n, f in functions.items() if n.endswith("selective_state_update"))),
     )
@@ -65,21 +61,6 @@ def model_facts(name: str, model: PreTrainedModel, cache: Any, files: int | None
 def parameter_bytes(model: nn.Module) -> int:
     """Bytes of all parameters in memory, tied ones once."""
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-
-
-def file_bytes(source: str | os.PathLike) -> int | None:
-    """Bytes of the weight files that transformers loads from a directory or from the cache of a Hub repository.
-
-    `None` where there are none under transformers' names, as in the cache of an id that was never loaded.
-    """
-    folder = Path(source)
-    if not folder.is_dir():
-        config = cached_file(source, "config.json", local_files_only=True, _raise_exceptions_for_missing_entries=False)
-        if config is None:
-            return None
-        folder = Path(config).parent
-    found = next((files for pattern in WEIGHT_PATTERNS if (files := list(folder.glob(pattern)))), [])
-    return sum(file.stat().st_size for file in found) or None
 
 
 def scan_in_use(model: PreTrainedModel, scan: str) -> AbstractContextManager[Any]:
@@ -103,6 +84,13 @@ def implementation(function: Any) -> str:
         return f"chosen by the kernels package ({type(function).__name__})"
     package = package.partition(".")[0]
     return "torch fallback of transformers" if package == "transformers" else package
+
+
+def _scan_name(model: PreTrainedModel, cache: Any) -> str:
+    """This library's scan, with the backend that it takes for this model."""
+    weight = next(model.parameters())
+    largest = max(state.shape[-1] for state in states_of(cache)[0])
+    return f"optimum_ssm ({'Triton' if use_triton(weight, largest) else 'torch'})"
 
 
 def _is_ours(model: PreTrainedModel, scan: str) -> bool:

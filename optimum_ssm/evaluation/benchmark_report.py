@@ -207,15 +207,12 @@ class BenchmarkReport:
                 by.setdefault(getattr(model, used), []).append(model.name)
             parts = [name if len(by) == 1 else f"{', '.join(models)}: {name}" for name, models in by.items()]
             facts.append(f"{what}: {'; '.join(parts)}.")
-        modes = list(dict.fromkeys(row.decode for row in self.rows if row.decode))
+        modes = dict.fromkeys(row.decode for row in self.rows if row.decode)
+        compared = [row for row in self.rows if row.agreement is not None]
+        lost = [f"{row.model}, batch {row.batch_size}: {row.agreement:.1%}" for row in compared if row.agreement < 1]
         if modes:
-            facts.append(f"Decode: {', '.join(modes)}.")
-        for row in self.rows:
-            if row.agreement is not None and row.agreement < 1:
-                facts.append(
-                    f"{row.model}, batch {row.batch_size}: only {100 * row.agreement:.1f} % of the graph's tokens equal "
-                    "those of eager steps."
-                )
+            verdict = f"; tokens that equal those of eager steps: {', '.join(lost) or 'all'}" if compared else ""
+            facts.append(f"Decode: {', '.join(modes)}{verdict}.")
         if said["device_type"] != "cuda":
             facts.append(f"Peak memory is not measured on {said['device_type']}.")
         return facts

@@ -101,7 +101,7 @@ def take_turns(
             rows[name].seconds = []
             rows[name].peak_memory_bytes = None
             alive.pop(name).decoder = None  # the others may need its memory
-        free(device)
+        free(device)  # only now that the error, which holds the frames that failed, is gone
         return None
 
     for name, run in runs.items():
@@ -133,8 +133,9 @@ def _wait(device: torch.device) -> None:
 
 
 def free(device: torch.device) -> None:
-    gc.collect()
+    """Give unused blocks of the CUDA allocator back, which a capture or another model's shapes could not take."""
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.empty_cache()
 
 

@@ -54,14 +54,19 @@ class Mamba2(Family):
         # from 5.23 on transformers normalises every group by itself, and a group that goes leaves the others alone
         apart = getattr(block.mixer.norm, "group_size", inner) == inner // groups
         channels = runs(0, inner)
+        of_heads = _heads(runs(0, heads), inner, bc)
         state = _states(runs(0, bc), inner, bc, masks=True)
-        head = _channels(runs(0, heads, width), inner) + _heads(runs(0, heads), inner, bc)
+        head = _channels(runs(0, heads, width), inner) + of_heads
         group = (
             _channels(runs(0, groups, inner // groups), inner)
             + _heads(runs(0, groups, heads // groups), inner, bc)
             + _states(runs(0, groups, states), inner, bc)
         )
-        read = tuple(owned for owned in _channels(channels, inner) if owned.name in ("in_proj.z", "out_proj"))
+        read = tuple(
+            owned
+            for owned in (*_channels(channels, inner), *of_heads)
+            if owned.name in ("in_proj.z", "out_proj", "A_log")
+        )
         axes = (
             Axis("state", bc, groups, state, read, multiple=16),
             Axis("head", heads, groups, head, multiple=_head_multiple(sizes), norm=norm),

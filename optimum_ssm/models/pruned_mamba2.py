@@ -62,8 +62,8 @@ class PrunedMamba2Config(Mamba2Config):
 
     def validate_layer_sizes(self):
         """Check `layer_sizes` against `num_hidden_layers`; runs at construction, when a model is built, and on saving."""
-        if not isinstance(self.layer_sizes, (list, tuple)) or len(self.layer_sizes) != self.num_hidden_layers:
-            found = len(self.layer_sizes) if isinstance(self.layer_sizes, (list, tuple)) else repr(self.layer_sizes)
+        found = len(self.layer_sizes or ())
+        if found != self.num_hidden_layers:
             raise ValueError(
                 f"layer_sizes must have num_hidden_layers = {self.num_hidden_layers} entries, got {found}"
             )

@@ -33,6 +33,23 @@ def chosen_backend(backend: str | None = None) -> str:
     return name
 
 
+def check_operands(x: torch.Tensor, shapes: dict[str, tuple[torch.Tensor | None, tuple[int, ...]]]) -> None:
+    """Refuses tensors that a kernel would read beyond their end, and those on another device than `x`.
+
+    Args:
+        x: scan input.
+        shapes: of every other operand, by name, the tensor (or None) and the shape that it must have.
+
+    Raises:
+        ConfigurationError: a wrong shape or device; the message names the operand.
+    """
+    for name, (tensor, shape) in shapes.items():
+        if tensor is not None and tuple(tensor.shape) != tuple(shape):
+            raise ConfigurationError(f"{name!r} has shape {list(tensor.shape)}: it must be {list(shape)}")
+        if tensor is not None and tensor.device != x.device:
+            raise ConfigurationError(f"{name!r} is on {tensor.device}: it must be on {x.device}, as x")
+
+
 def use_triton(x: torch.Tensor, state_size: int, backend: str | None = None) -> bool:
     """Whether the scan of `x` runs in Triton.
 
@@ -46,7 +63,8 @@ def use_triton(x: torch.Tensor, state_size: int, backend: str | None = None) -> 
         ConfigurationError: an unknown backend, or "triton" where it cannot run; the message says why.
     """
     name = chosen_backend(backend)
-    if name == "torch" or (name == "auto" and not x.is_cuda):
+    # Where there is nothing to scan there is nothing to launch either.
+    if name == "torch" or (name == "auto" and not x.is_cuda) or not x.numel():
         return False
     obstacle = _obstacle(x, state_size)
     if obstacle and name == "triton":

@@ -1,8 +1,9 @@
 # Copyright 2026 The optimum_ssm authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""The Mamba-1 selective scan in torch, with sums over time taken in the same pass.
+"""The Mamba-1 selective scan, with sums over time taken in the same pass.
 
-Time runs in chunks (`recurrence.py`): the states of a chunk are held together, those of the sequence never.
+On a GPU with Triton it is one kernel (`triton_selective_scan.py`). In torch time runs in chunks (`recurrence.py`): the
+states of a chunk are held together, those of the sequence never.
 
 The sums serve SparseSSM (arXiv 2506.09613, Theorem 1 and Algorithm 1: "state_prev", "state_prev_total", "decay_sum"),
 the exact squared change of y when one A_log entry becomes memoryless ("decay_error") and the squared change of y when
@@ -14,6 +15,7 @@ from collections.abc import Iterable
 import torch
 
 from ..errors import ConfigurationError
+from .backend import use_triton
 from .recurrence import BatchSlice, Inputs
 from .scan_sums import ScanSum, allocate, check_inputs, check_sums, compute_dtype
 
@@ -82,6 +84,7 @@ def selective_scan(
     sums: dict[str, torch.Tensor] | None = None,
     return_last_state: bool = False,
     chunk_size: int | None = None,
+    backend: str | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Mamba-1 selective scan (arXiv 2312.00752, Eq. 2 and Algorithm 2) with sums over time.
 
@@ -99,7 +102,9 @@ def selective_scan(
         delta_softplus: whether Δ goes through softplus.
         sums: accumulators by name (`SCAN_SUMS`, `allocate_sums`), ADDED TO in place, float32 or float64.
         return_last_state: also return h_{L-1}.
-        chunk_size: time steps held at once, by default from B·I·N. It changes results by rounding only.
+        chunk_size: time steps that torch holds at once, by default from B·I·N. It changes results by rounding only.
+        backend: "torch", "triton" or "auto" (`backend.use_triton`), by default what the environment variable
+            OPTIMUM_SSM_SCAN says or "auto". They differ by rounding.
 
     Returns:
         y, [B, I, L] in x's dtype (a transposed view of a contiguous [B, L, I]); with `return_last_state` also the
@@ -107,7 +112,7 @@ def selective_scan(
 
     Raises:
         ConfigurationError: a sum that is unknown, of wrong shape, dtype or device; "gate_energy" without z;
-            chunk_size < 1.
+            chunk_size < 1; an unknown backend, or "triton" where it cannot run.
         CalibrationError: an input requires grad and grad mode is on; the scan works in place.
     """
     check_inputs("selective_scan", chunk_size, x=x, dt=dt, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias)
@@ -117,7 +122,13 @@ def selective_scan(
     if "gate_energy" in sums and z is None:
         raise ConfigurationError("sum 'gate_energy' needs the gate: pass z or leave the sum out")
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        y, state = _scan(Inputs(x, dt, A, B, C, D, z, delta_bias, delta_softplus), sums, chunk_size)
+        inputs = Inputs(x, dt, A, B, C, D, z, delta_bias, delta_softplus)
+        if use_triton(x, A.shape[1], backend):
+            from .triton_selective_scan import scan
+
+            y, state = scan(inputs, sums)
+        else:
+            y, state = _scan(inputs, sums, chunk_size)
     return (y, state) if return_last_state else y
 
 

@@ -1,10 +1,10 @@
 # Copyright 2026 The optimum_ssm authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""The Mamba-2 scan in torch by chunks of matrix products, with sums over time taken in the same pass.
+"""The Mamba-2 scan, with sums over time taken in the same pass: in torch by chunks of matrix products.
 
-No single state inside a chunk is ever formed, also not for the sums: they need only the squared norms of the states
-over the head dim, and these follow a scalar recursion that is itself a lower-triangular matrix product
-(`_Chunk.add_sums`).
+On a GPU with Triton it is one kernel instead (`triton_state_space_dual.py`). In torch no single state inside a chunk
+is ever formed, also not for the sums: they need only the squared norms of the states over the head dim, and these
+follow a scalar recursion that is itself a lower-triangular matrix product (`_Chunk.add_sums`).
 
 "state_energy" is the state energy of GHOST (arXiv 2602.11408): the squared change of y when one state is removed.
 "decay_error" is the Mamba-2 form of what SparseSSM (arXiv 2506.09613) asks of A_log: the squared change of y when one
@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import ConfigurationError
+from .backend import use_triton
 from .scan_sums import ScanSum, allocate, check_inputs, check_sums, compute_dtype
 
 
@@ -71,6 +72,7 @@ def state_space_dual(
     sums: dict[str, torch.Tensor] | None = None,
     return_final_states: bool = False,
     chunk_size: int = 64,
+    backend: str | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Mamba-2 scan by state space duality (arXiv 2405.21060, Section 6, block decomposition) with sums over time.
 
@@ -90,7 +92,9 @@ def state_space_dual(
         initial_states: h_{-1}, [B, H, P, N]; zero by default.
         sums: accumulators by name (`SCAN_SUMS`, `allocate_sums`), ADDED TO in place, float32 or float64.
         return_final_states: also return h_{L-1}.
-        chunk_size: time steps per matrix product. Results do not depend on it but for rounding.
+        chunk_size: time steps per matrix product in torch. Results do not depend on it but for rounding.
+        backend: "torch", "triton" or "auto" (`backend.use_triton`), by default what the environment variable
+            OPTIMUM_SSM_SCAN says or "auto". They differ by rounding.
 
     Returns:
         y, [B, L, H, P]; with `return_final_states` also the state [B, H, P, N]. Both and all arithmetic are float32
@@ -98,7 +102,7 @@ def state_space_dual(
 
     Raises:
         ConfigurationError: a sum that is unknown, of wrong shape, dtype or device; chunk_size < 1; H not divisible
-            by G.
+            by G; an unknown backend, or "triton" where it cannot run.
         CalibrationError: an input requires grad and grad mode is on; the scan works in place.
     """
     tensors = {"D": D, "dt_bias": dt_bias, "initial_states": initial_states}
@@ -110,7 +114,12 @@ def state_space_dual(
     check_sums(sums, SCAN_SUMS, {"heads": heads, "state_size": state_size}, x.device)
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         delta = _time_step(dt.to(compute_dtype(x)), dt_bias, dt_softplus, dt_limit)
-        y, states = _scan(x, delta, A, B, C, D, initial_states, sums, chunk_size)
+        if use_triton(x, state_size, backend):
+            from .triton_state_space_dual import scan
+
+            y, states = scan(x, delta, A, B, C, D, initial_states, sums)
+        else:
+            y, states = _scan(x, delta, A, B, C, D, initial_states, sums, chunk_size)
     return (y, states) if return_final_states else y
 
 

@@ -24,6 +24,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .backend import check_operands
 from .recurrence import Inputs
 
 
@@ -37,16 +38,23 @@ _MIN_A = tl.constexpr(-3.0e38)
 def scan(inputs: Inputs, sums: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """y [B, I, L] in x's dtype and the last state [B, I, N] in float32; adds to `sums`.
 
-    Arguments are as checked by `selective_scan`. Arithmetic is float32 whatever the dtypes.
+    Arguments are as in `selective_scan`, which has checked `sums`. Arithmetic is float32 whatever the dtypes.
+
+    Raises:
+        ConfigurationError: a tensor of wrong shape or on another device than x.
     """
     x, state_size = inputs.x, inputs.A.shape[1]
     batch, channels, length = x.shape
+    rows, maps = x.shape, (batch, state_size, length)
+    shapes = {"dt": rows, "z": rows, "B": maps, "C": maps, "A": (channels, state_size)}
+    shapes |= {"D": (channels,), "delta_bias": (channels,)}
+    check_operands(x, {name: (getattr(inputs, name), shape) for name, shape in shapes.items()})
     y = x.new_empty(batch, length, channels)
     state = x.new_empty(batch, state_size, channels, dtype=torch.float32)
     partial = {name: torch.empty_like(state) for name in _OVER_TIME if name in sums}
     if "gate_energy" in sums:
         partial["gate_energy"] = state.new_empty(batch, channels)
-    B, C = (rows.transpose(1, 2).to(torch.float32).contiguous() for rows in (inputs.B, inputs.C))
+    B, C = (maps.transpose(1, 2).to(torch.float32).contiguous() for maps in (inputs.B, inputs.C))
     per_sequence = {"x": x, "dt": inputs.dt, "B": B, "C": C, "z": inputs.z, "y": y, "last_state": state, **partial}
     shared = {name: sums[name] for name in _TIME_INDEXED if name in sums}
     for name in ("A", "D", "delta_bias"):
@@ -55,22 +63,22 @@ def scan(inputs: Inputs, sums: dict[str, torch.Tensor]) -> tuple[torch.Tensor, t
     # What is kept for every time step is added to where it lies: one sequence after the other.
     together = 1 if shared.keys() & set(_TIME_INDEXED) else batch
     with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
-        for first in range(0, batch, max(1, together)):
+        for first in range(0, batch, together):
             part = slice(first, first + together)
-            rows = {name: None if tensor is None else tensor[part] for name, tensor in per_sequence.items()}
-            _launch({**rows, **shared}, inputs.delta_softplus)
+            own = {name: None if tensor is None else tensor[part] for name, tensor in per_sequence.items()}
+            _launch(own | shared, inputs.delta_softplus)
     for name, values in partial.items():
         total = values.sum(0)
         sums[name].add_(total if name == "gate_energy" else total.t())
     return y.transpose(1, 2), state.transpose(1, 2)
 
 
-def block_sizes(state_size: int) -> dict[str, int]:
+def block_sizes(state_size: int, time_indexed: bool = False) -> dict[str, int]:
     """T, BLOCK_N, BLOCK_D and the number of warps. A thread holds 32 elements of a [T, BLOCK_N, BLOCK_D] tile: more
     would spill, fewer leave the tiles of x and Δ and their softplus a larger share of the work."""
     states = triton.next_power_of_2(state_size)
     channels = min(32, max(8, 128 // states))
-    steps = 8 if states < 256 else 4
+    steps = 8 if states < 256 and not time_indexed else 4
     return {
         "T": steps,
         "BLOCK_N": states,
@@ -188,11 +196,9 @@ def _scan_kernel(
     if z is not None:
         z_tile = z + sequence * z_batch + wide_channel[None, :] * z_channel + t[:, None] * z_step
     if state_prev is not None:
-        state_prev_tile = state_prev + wide_channel[None, None, :] * state_prev_channel + n[None, :, None] * state_prev_n
-        state_prev_tile += (t[:, None, None] + 1) * state_prev_step
+        state_prev_offsets = wide_channel[None, :] * state_prev_channel + n[:, None] * state_prev_n
     if decay_sum is not None:
-        decay_sum_tile = decay_sum + wide_channel[None, None, :] * decay_sum_channel + n[None, :, None] * decay_sum_n
-        decay_sum_tile += t[:, None, None] * decay_sum_step
+        decay_sum_offsets = wide_channel[None, :] * decay_sum_channel + n[:, None] * decay_sum_n
 
     x_mask = (t < length)[:, None] & in_channels[None, :]
     map_mask = (t < length)[:, None] & in_states[None, :]
@@ -276,15 +282,17 @@ def _scan_kernel(
         if state_prev_total is not None:
             state_prev_sum += tl.sum(tl.where(is_before, states * states, 0.0), 0)
         if state_prev is not None:
+            tile = state_prev + state_prev_offsets[None, :, :] + (t[:, None, None] + 1) * state_prev_step
             mask = is_before & in_state[None, :, :]
-            before = tl.load(state_prev_tile, mask=mask, other=0.0)
-            tl.store(state_prev_tile, before + (states * states).to(before.dtype), mask=mask)
-            state_prev_tile += T * state_prev_step
+            before = tl.load(tile, mask=mask, other=0.0)
+            tl.store(tile, before + (states * states).to(before.dtype), mask=mask)
+            state_prev += T * state_prev_step
         if decay_sum is not None:
+            tile = decay_sum + decay_sum_offsets[None, :, :] + t[:, None, None] * decay_sum_step
             mask = in_time[:, None, None] & in_state[None, :, :]
-            before = tl.load(decay_sum_tile, mask=mask, other=0.0)
-            tl.store(decay_sum_tile, before + decay.to(before.dtype), mask=mask)
-            decay_sum_tile += T * decay_sum_step
+            before = tl.load(tile, mask=mask, other=0.0)
+            tl.store(tile, before + decay.to(before.dtype), mask=mask)
+            decay_sum += T * decay_sum_step
 
     offsets = (sequence * state_size + n[:, None]) * channels + channel[None, :]
     tl.store(last_state + offsets, state, mask=in_state)

@@ -25,6 +25,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .backend import check_operands
+
 
 def scan(
     x: torch.Tensor,
@@ -38,12 +40,22 @@ def scan(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """y [B, L, H, P] and the last state [B, H, P, N], both float32; adds to `sums`.
 
-    Arguments are as checked by `state_space_dual`; `delta` is Δ after bias, softplus and limits, float32 [B, L, H].
+    Arguments are as in `state_space_dual`, which has checked G and `sums`; `delta` is Δ after bias, softplus and limits,
+    float32 [B, L, H].
+
+    Raises:
+        ConfigurationError: a tensor of wrong shape or on another device than x.
     """
     batch, length, heads, head_dim = x.shape
     groups, state_size = B.shape[2:]
+    states = (batch, heads, head_dim, state_size)
+    if initial_states is not None:
+        initial_states = initial_states.to(x.device, torch.float32).contiguous()
+    check_operands(x, {"dt": (delta, x.shape[:3]), "A": (A, (heads,)), "D": (D, (heads,))})
+    maps = (batch, length, groups, state_size)
+    check_operands(x, {"B": (B, maps), "C": (C, maps), "initial_states": (initial_states, states)})
     y = x.new_empty(x.shape, dtype=torch.float32)
-    state = x.new_empty(batch, heads, head_dim, state_size, dtype=torch.float32)
+    state = x.new_empty(states, dtype=torch.float32)
     sizes = block_sizes(state_size, head_dim, batch * heads, x.device)
     blocks = triton.cdiv(head_dim, sizes["BLOCK_P"])
     # Partial sums of every program, added up by torch: without atomic additions, equal inputs give equal bits.
@@ -58,7 +70,7 @@ def scan(
             B.contiguous(),
             C.contiguous(),
             None if D is None else D.contiguous(),
-            None if initial_states is None else initial_states.to(x.device, torch.float32).contiguous(),
+            initial_states,
             y,
             state,
             partial.get("decay_error"),

@@ -31,7 +31,9 @@ class Pattern:
             return cls()
         match = re.fullmatch(r"(\d+):(\d+)", text)
         if match is None:
-            raise ConfigurationError(f"unknown pattern {text!r}. Allowed: 'unstructured', 'structured' or 'N:M' such as '2:4'")
+            raise ConfigurationError(
+                f"unknown pattern {text!r}. Allowed: 'unstructured', 'structured' or 'N:M' such as '2:4'"
+            )
         keep, group = map(int, match.groups())
         if not 0 < keep < group:
             raise ConfigurationError(f"pattern {text!r} keeps {keep} of {group}; N:M needs 0 < N < M, such as '2:4'")

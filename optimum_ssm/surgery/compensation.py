@@ -79,5 +79,7 @@ def _solve(gram: Tensor, cross: Tensor) -> Tensor:
     damped = gram + DAMPING * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     factor, info = torch.linalg.cholesky_ex(damped)
     if int(info) or not factor.isfinite().all():
-        raise CalibrationError("the inputs of the output projection have no invertible Gram matrix; nothing was fitted")
+        raise CalibrationError(
+            "the inputs of the output projection have no invertible Gram matrix; nothing was fitted"
+        )
     return torch.cholesky_solve(cross.T, factor).T.float()

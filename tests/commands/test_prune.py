@@ -183,11 +183,21 @@ def test_a_recipe_and_pruning_flags_exclude_each_other(
     ssm: Callable[..., Ended], tiny_dir: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "recipe.yaml").write_text("{method: magnitude, sparsity: 0.5}")
-    flags = ["--recipe", tmp_path / "recipe.yaml", "--seq-len", 64, "--no-sequential"]
+    flags = ["--recipe", tmp_path / "recipe.yaml", "--seq-len", 64, "--no-sequential", "--method", "wanda"]
     message = ssm("prune", tiny_dir, "-o", tmp_path / "out", *flags).error()
-    assert "--recipe already says what to prune; leave out --seq-len, --sequential" in message
+    assert "--recipe already says what to prune; leave out --method, --sequential" in message
     ended = ssm("prune", tiny_dir, "-o", tmp_path / "out", "--recipe", tmp_path / "recipe.yaml", "--dtype", "bfloat16")
     assert ended.code == 0, "loading flags say nothing about pruning"
+
+
+def test_a_recipe_by_name_with_another_budget(
+    ssm: Callable[..., Ended], tiny_dir: Path, tmp_path: Path, calibration: list[object]
+) -> None:
+    flags = ["--recipe", "sparsessm", "--sparsity", 0.25]
+    with_ids = ssm("prune", tiny_dir, "-o", tmp_path / "out", *flags, *calibration)
+    assert "text needs a tokenizer" in with_ids.error()  # so the calibration flags were heard
+    pruned = ssm("prune", tiny_dir, "-o", tmp_path / "out", *flags[:1], "sparsesm", *flags[2:])
+    assert "unknown recipe 'sparsesm'. Did you mean 'sparsessm'?" in pruned.error()
 
 
 def test_an_interrupt_is_one_line(
