@@ -19,6 +19,7 @@ from optimum_ssm.commands.ssm import SSMCommand
 from optimum_ssm.configuration import SSMPrunerConfig
 from optimum_ssm.methods import METHODS
 from optimum_ssm.methods.base import KINDS
+from optimum_ssm.methods.structures import STRUCTURES
 from optimum_ssm.recipes import recipe_names, recipe_path, recipe_text
 from optimum_ssm.report import table
 from optimum_ssm.sparsity.allocations import ALLOCATIONS
@@ -42,6 +43,7 @@ CONTENTS = """\
   sections:
     - {local: concepts, title: "What sparsity buys, and what it does not"}
     - {local: calibration, title: Calibration}
+    - {local: structures, title: "Smaller models: states, heads, channels, blocks"}
     - {local: training, title: Training with masks}
     - {local: results, title: Results and costs}
     - {local: architecture, title: Architecture}
@@ -53,6 +55,10 @@ CONTENTS = """\
       title: Methods
       sections:
 METHODS
+    - local: structures/index
+      title: Structured methods
+      sections:
+STRUCTURES
     - {local: allocations, title: Allocations}
     - {local: recipes, title: Recipes}
     - {local: api, title: API reference}
@@ -81,9 +87,14 @@ names, see [Methods](methods/index)."""
 def pages() -> dict[str, str]:
     """File name below docs/source to text."""
     found = {f"methods/{name}.mdx": method_page(name, method) for name, method in METHODS.items()}
-    entries = "\n".join(f"        - {{local: methods/{name}, title: {name}}}" for name in METHODS.names())
-    found["_toctree.yml"] = CONTENTS.replace("METHODS", entries)
+    found |= {f"structures/{name}.mdx": structure_page(name, method) for name, method in STRUCTURES.items()}
+    contents = CONTENTS
+    for folder, names in (("methods", METHODS.names()), ("structures", STRUCTURES.names())):
+        entries = "\n".join(f"        - {{local: {folder}/{name}, title: {name}}}" for name in names)
+        contents = contents.replace(folder.upper(), entries)
+    found["_toctree.yml"] = contents
     found["methods/index.mdx"] = methods_page()
+    found["structures/index.mdx"] = structures_page()
     found["allocations.mdx"] = allocations_page()
     found["recipes.mdx"] = recipes_page()
     found["configuration.mdx"] = configuration_page()
@@ -111,6 +122,29 @@ def method_page(name: str, method: type) -> str:
         f'SSMPrunerConfig(method="{name}", sparsity=0.5{example(method)})',
         "```",
     ]
+    return "\n".join(lines) + "\n"
+
+
+def structure_page(name: str, method: type) -> str:
+    """Facts, docstring and parameters of one structured method."""
+    facts = [
+        ("source", method.source),
+        ("axes", ", ".join(f"`{axis}`" for axis in method.axes)),
+        ("default allocation with `uniform_sizes=False`", f"`{method.default_allocation}`"),
+    ]
+    call = f'SSMPrunerConfig(method="{name}", axis="{method.axes[0]}", sparsity=0.5{example(method)})'
+    lines = [NOTICE, f"# {name}", "", sentence(method.summary), "", *table(("", ""), facts), "", docstring(method), ""]
+    return "\n".join([*lines, "```python", call, "```"]) + "\n"
+
+
+def structures_page() -> str:
+    """The table of all structured methods."""
+    rows = [(f"[`{name}`]({name})", method.summary, ", ".join(method.axes)) for name, method in STRUCTURES.items()]
+    intro = (
+        "A structured method scores whole units of an axis; what a unit owns is cut out of every tensor, and the config follows.\n"
+        "What the axes are, which results load where and what can be gained: [Smaller models](../structures)."
+    )
+    lines = [NOTICE, "# Structured methods", "", intro, "", *table(("method", "scores by", "axes"), rows)]
     return "\n".join(lines) + "\n"
 
 
@@ -216,7 +250,8 @@ if __name__ == "__main__":
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a page is out of date")
     check = parser.parse_args().check
     known = set(pages())
-    strays = [path for path in (SOURCE / "methods").glob("*.mdx") if f"methods/{path.name}" not in known]
+    written = [path for folder in ("methods", "structures") for path in (SOURCE / folder).glob("*.mdx")]
+    strays = [path for path in written if f"{path.parent.name}/{path.name}" not in known]
     stale = [
         name for name, text in pages().items() if not (SOURCE / name).is_file() or (SOURCE / name).read_text() != text
     ]

@@ -19,6 +19,7 @@ _EXPORTS = {
     "PruningReport": "report",
     "evaluate_perplexity": "evaluation.perplexity",
     "register_method": "methods",
+    "register_structured_method": "methods.structures",
     "register_family": "families",
     "register_allocation": "sparsity.allocations",
     "OptimumSSMError": "errors",
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from .evaluation.perplexity import evaluate_perplexity
     from .families import register_family
     from .methods import register_method
+    from .methods.structures import register_structured_method
     from .pruner import SSMPruner
     from .recipes import load_recipe
     from .report import PruningReport

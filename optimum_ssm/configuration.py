@@ -139,7 +139,7 @@ class SSMPrunerConfig:
             if isinstance(value, (str, tuple)):  # one name is as clear as a list of one
                 setattr(self, name, [value] if isinstance(value, str) else list(value))
         for name, kinds in {**expected, **optional}.items():
-            value = getattr(self, name)
+            setattr(self, name, value := _plain(getattr(self, name)))
             missing = value is None and name in optional
             if not missing and (not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool)):
                 names = "number" if isinstance(kinds, tuple) else kinds.__name__
@@ -327,6 +327,13 @@ class SSMPrunerConfig:
             except ConfigurationError as error:
                 raise ConfigurationError(f"recipe {path}, pass {number}: {error}") from error
         return configs
+
+
+def _plain(value: Any) -> Any:
+    """A number of numpy as one of Python, by what is printed: float32 0.7 is meant as 0.7, not as 0.699999988."""
+    if type(value).__module__ != "numpy" or getattr(value, "ndim", 1):
+        return value
+    return float(str(value)) if isinstance(value.item(), float) else value.item()
 
 
 def parse_recipe(value: Any) -> list[SSMPrunerConfig]:

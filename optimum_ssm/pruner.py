@@ -21,7 +21,7 @@ from .calibration.plan import make_plan
 from .configuration import SSMPrunerConfig, parse_recipe
 from .errors import CheckpointError, ConfigurationError
 from .evaluation.perplexity import measure_perplexity
-from .families import family_of
+from .families import family_for, family_of
 from .hub.checkpoint import LOCATION, is_weight_file, load_license, load_model, load_settings, load_tokenizer, save
 from .report import PruningReport
 from .report_rows import masks_from_weights, model_report, origin, record_weights
@@ -98,7 +98,7 @@ class SSMPruner:
         source = os.fspath(pretrained_model_name_or_path)
         recipe = parse_recipe(pruning_config) if pruning_config is not None else None  # refuse it before loading
         location = {name: kwargs[name] for name in LOCATION if name in kwargs}
-        model, raw = load_model(source, **kwargs)
+        model, raw = load_model(source, check=family_for, **kwargs)
         if tokenizer is None:
             tokenizer = load_tokenizer(source, raw, **location)
         pruner = cls(model, tokenizer, recipe)
@@ -196,14 +196,23 @@ class SSMPruner:
         self.report.perplexity.pop("pruned", None)  # the model is about to change
         return callback
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *, overwrite: bool = False, **kwargs: Any) -> None:
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        *,
+        overwrite: bool = False,
+        remote_code: bool = False,
+        **kwargs: Any,
+    ) -> None:
         """Write model, tokenizer, settings, report, card and picture; the directory appears whole or not at all.
 
-        Plain `AutoModelForCausalLM.from_pretrained` loads it.
+        Plain `AutoModelForCausalLM.from_pretrained` loads it, unless the report says that it needs `import optimum_ssm`.
 
         Args:
             save_directory (`str` or `os.PathLike`): new or empty, unless `overwrite`.
             overwrite (`bool`): replace a directory that holds something.
+            remote_code (`bool`): where no stock class can load the result, put its modelling code beside the weights, so
+                that `trust_remote_code=True` loads it without optimum_ssm.
             **kwargs: passed to the model's `save_pretrained`, such as `max_shard_size`.
 
         Raises:
@@ -218,6 +227,7 @@ class SSMPruner:
             self.report,
             license=self.license,
             overwrite=overwrite,
+            remote_code=remote_code,
             **kwargs,
         )
 

@@ -9,9 +9,12 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from ..errors import CalibrationError
+from .offload import work_device
+from .placement import Batches, Placement
 
 
 T = TypeVar("T")
@@ -24,27 +27,35 @@ class _Captured(Exception):
 class Activations:
     """Inputs of the current block for every calibration batch, with the arguments that blocks take besides.
 
+    Besides these inputs there is one more copy of the stream at most, the outputs of the dense block: what the pruned
+    block gives is written over its inputs, batch by batch.
+
     Args:
         model (`nn.Module`): a model with a `base_model` that takes `input_ids`.
         first (`nn.Module`): its first block.
         ids (`Tensor`): int64, (samples, seq_len).
         batch_size (`int`): samples per batch.
+        placement (`Placement`, *optional*): where the stream is kept; default: where it is computed.
     """
 
-    def __init__(self, model: nn.Module, first: nn.Module, ids: Tensor, batch_size: int):
+    def __init__(
+        self, model: nn.Module, first: nn.Module, ids: Tensor, batch_size: int, placement: Placement | None = None
+    ):
         self.tokens = ids.numel()
-        self.hidden: list[Tensor] = []
+        self.placement = placement or Placement()
+        batches = ids.split(batch_size)
+        self.hidden = self.placement.batches(len(batches))
         self._calls: list[tuple[tuple, dict]] = []
 
         def capture(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            self.hidden.append(args[0] if args else kwargs.pop("hidden_states"))
+            self.hidden[len(self._calls)] = args[0] if args else kwargs.pop("hidden_states")
             self._calls.append((args[1:], kwargs))
             raise _Captured
 
         handle = first.register_forward_pre_hook(capture, with_kwargs=True)
         try:
-            device = model.get_input_embeddings().weight.device
-            for batch in ids.split(batch_size):
+            device = work_device(model.get_input_embeddings())
+            for batch in batches:
                 try:
                     model.base_model(input_ids=batch.to(device), use_cache=False)
                 except _Captured:
@@ -52,39 +63,69 @@ class Activations:
         finally:
             handle.remove()
 
-    def through(self, block: nn.Module, name: str, hidden: list[Tensor] | None = None) -> list[Tensor]:
-        """Outputs of `block` for every batch, (batch, seq_len, hidden) each; the inputs stay as they are.
+    def outputs(self, block: nn.Module, name: str, inputs: Batches | None = None) -> Iterator[Tensor]:
+        """What `block` gives for every batch, one after the other, (batch, seq_len, hidden) each.
 
         Args:
             block (`nn.Module`): the block.
             name (`str`): its name for messages.
-            hidden (`list[Tensor]`, *optional*): other inputs than the stream's own, batch for batch.
+            inputs (`Batches`, *optional*): other inputs than the stream's own, batch for batch.
 
         Raises:
             CalibrationError: an output is not finite; the block is named.
         """
-        outputs = []
-        for x, (args, kwargs) in zip(self.hidden if hidden is None else hidden, self._calls):
+        device = work_device(block)
+        for x, call in zip((self.hidden if inputs is None else inputs).read(device), self._calls):
+            args, kwargs = send_to_device(call, device)
             output = _tensor(block(x, *args, **kwargs))
             if not output.isfinite().all():
                 raise CalibrationError(f"{name}: activations are not finite; load the model in a wider dtype")
-            outputs.append(output)
-        return outputs
+            yield output
+
+    def through(
+        self, block: nn.Module, name: str, inputs: Batches | None = None, out: Batches | None = None
+    ) -> Batches:
+        """The outputs of `block` for every batch, kept. Arguments as in `outputs`.
+
+        Args:
+            out (`Batches`, *optional*): where to, over what it holds; default: new room. It may be the inputs.
+        """
+        out = self.placement.batches(len(self._calls)) if out is None else out
+        for index, output in enumerate(self.outputs(block, name, inputs)):
+            out[index] = output
+        return out
+
+    def replay(self, block: nn.Module, name: str, dense: Batches, keep: bool) -> tuple[float, float]:
+        """Run the changed block over its inputs and compare it with what it was.
+
+        Args:
+            block (`nn.Module`), name (`str`): as in `outputs`.
+            dense (`Batches`): its outputs before it was changed.
+            keep (`bool`): write the new outputs over the inputs, which makes them those of the next block.
+
+        Returns:
+            `tuple[float, float]`: ‖pruned - dense‖² and ‖dense - input‖² over all tokens. Their ratio is the share of the
+            block's own contribution that was lost.
+        """
+        device, lost, whole = work_device(block), 0.0, 0.0
+        wished = zip(dense.read(device), self.hidden.read(device))
+        for index, (pruned, (d, x)) in enumerate(zip(self.outputs(block, name), wished)):
+            lost += float((pruned.float() - d.float()).square().sum())
+            whole += float((d.float() - x.float()).square().sum())
+            if keep:
+                self.hidden[index] = pruned
+        return lost, whole
 
     def forward(self, block: nn.Module) -> Callable[[Tensor], Tensor]:
         """The block as a function of its input alone, for any number of samples, with the arguments of the first batch."""
-        args, kwargs = self._calls[0]
-        return lambda x: _tensor(block(x, *args, **kwargs))
+        device = work_device(block)
+        args, kwargs = send_to_device(self._calls[0], device)
+        return lambda x: _tensor(block(x.to(device), *args, **kwargs))
 
-    def advance(self, outputs: list[Tensor]) -> None:
-        """Take `outputs` as the inputs of the next block."""
-        self.hidden = outputs
-
-    def relative_error(self, dense: list[Tensor], pruned: list[Tensor]) -> float:
-        """‖pruned - dense‖² / ‖dense - input‖² over all tokens: the block's own contribution that was lost."""
-        lost = sum(float((p.float() - d.float()).square().sum()) for p, d in zip(pruned, dense))
-        whole = sum(float((d.float() - h.float()).square().sum()) for d, h in zip(dense, self.hidden))
-        return lost / whole if whole else 0.0
+    def advance(self, outputs: Batches) -> Batches:
+        """Take `outputs` as the inputs of the next block; the room of the present ones is free for other use."""
+        before, self.hidden = self.hidden, outputs
+        return before
 
 
 def _tensor(output: Tensor | tuple) -> Tensor:

@@ -53,6 +53,7 @@ def calibration_blocks(config: SSMPrunerConfig, tokenizer: Any, vocab_size: int)
         ConfigurationError: the dataset cannot be found or read, or a tokenizer is missing.
     """
     dataset = list(config.dataset) if hasattr(config.dataset, "__next__") else config.dataset
+    _check_names(dataset, {"dataset_name": config.dataset_name, "dataset_split": config.dataset_split})
     if _holds_ids(dataset):
         rows = [_ids(row) for row in dataset]
         if rows and all(len(row) == config.seq_len for row in rows):
@@ -77,6 +78,7 @@ def load_text(dataset: Any, name: str | None = None, split: str = "train", colum
         ConfigurationError: the dataset, its split or its column does not exist, or cannot be read.
         CalibrationError: there is no text in it.
     """
+    _check_names(dataset, {"dataset_name": name})
     if isinstance(dataset, (str, os.PathLike)) and Path(dataset).suffix.lower() == ".txt":
         try:
             text = Path(dataset).read_text(encoding="utf-8")
@@ -127,11 +129,22 @@ def _checked(blocks: Tensor, vocab_size: int) -> Tensor:
     return blocks
 
 
+def _check_names(dataset: Any, given: dict[str, str | None]) -> None:
+    """Refuse names of parts of a Hub dataset beside anything else, where they would mean nothing."""
+    is_name = isinstance(dataset, (str, os.PathLike))
+    if is_name and Path(dataset).suffix.lower() not in FILE_BUILDERS:
+        return
+    for field, value in given.items():
+        if value is not None:
+            what = f"{os.fspath(dataset)!r} is a file" if is_name else f"this one is a {type(dataset).__name__}"
+            raise ConfigurationError(f"{field}={value!r} names a part of a dataset on the Hub, but {what}; leave it out")
+
+
 def _holds_ids(dataset: Any) -> bool:
     if isinstance(dataset, (list, tuple)):
         first = dataset[0] if dataset else ""
         return isinstance(first, (int, float, list, tuple)) or hasattr(first, "__array__")
-    return isinstance(dataset, Tensor)
+    return isinstance(dataset, Tensor) or type(dataset).__module__ == "numpy"
 
 
 def _ids(row: Any) -> Tensor:

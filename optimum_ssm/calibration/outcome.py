@@ -5,11 +5,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
 from ..families.matching import Target
 from ..surgery.cut import Kept, sliced
+from ..surgery.merge import Merged
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,12 @@ class UnitOutcome:
         units (`int`): how many there were.
         removed (`list[int]`): which are gone.
         kept (`Kept`): what is left of which dimension of which parameter (path inside the block).
+
+    Class attributes:
+        reason: why the rest of a changed parameter is still there.
     """
+
+    reason: ClassVar[str] = "in units with higher scores than the removed ones"
 
     axis: str
     block: int
@@ -63,12 +70,47 @@ class UnitOutcome:
 
 
 @dataclass(frozen=True)
+class MergeOutcome(UnitOutcome):
+    """What happened to the groups of one block that were merged.
+
+    Args:
+        merged (`Merged`): what was pooled of what.
+    """
+
+    reason: ClassVar[str] = "pooled of the merged groups, or no part of B and C"
+
+    merged: Merged | None = None
+
+    def sliced(self, parameter: str, mask: Tensor | None) -> Tensor | None:
+        return mask if mask is None or self.merged is None else self.merged.mask(parameter, mask)
+
+
+@dataclass(frozen=True)
+class DropOutcome:
+    """One dropped block or SSM.
+
+    Args:
+        unit (`str`): `"block"` or `"ssm"`.
+        block (`int`): index of the block when the pass began.
+        rank (`int`): which one it was in the order in which they went, from 0.
+        score (`float`): its keep-score when it went.
+        zeroed (`dict[str, Tensor]`): of an SSM, by path inside the block, the entries that are zero now.
+    """
+
+    unit: str
+    block: int
+    rank: int
+    score: float
+    zeroed: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class BlockOutcome:
     """What happened to one block.
 
     Args:
         index (`int`): its place in the model when the pass began.
-        outcomes (`list[Outcome]` or `list[UnitOutcome]`): its targets, or its axes.
+        outcomes (`list[Outcome]`, `list[UnitOutcome]` or `list[DropOutcome]`): its targets, its axes, or itself.
         error (`float`, *optional*): with calibration, the relative error of the block's output on its own inputs.
         seconds (`float`): wall time.
         reconstruction (`tuple[float, float]`, *optional*): relative distance from the dense model's output before and

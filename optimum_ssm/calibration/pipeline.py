@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from ..families.base import Family
 from .activations import Activations, inference_state
+from .drop_plan import DropPlan
+from .dropping import drop_units
 from .gradients import gradient_statistics
 from .outcome import BlockOutcome, Outcome
 from .reconstruction import Reconstruction
@@ -38,7 +40,7 @@ def run_pass(
         model (`nn.Module`): the model; its training mode, gradients flags, hooks and config are as before at the end,
             also after an exception.
         family (`Family`): its description.
-        plan (`Plan` or `UnitPlan`): from `make_plan`.
+        plan (`Plan`, `UnitPlan` or `DropPlan`): from `make_plan`.
         ids (`Tensor`, *optional*): calibration blocks, (samples, seq_len); `None` only if the plan needs no text.
         on_block (`Callable`): called after every block.
         removed (`Mapping[str, Tensor]`): parameter name to bool mask of what earlier passes removed. It stays removed,
@@ -48,6 +50,9 @@ def run_pass(
         CalibrationError: statistics or activations are not usable; the weight or the block is named.
     """
     with inference_state(model), replaced_scan(family, model) as seam:
+        if isinstance(plan, DropPlan):
+            drop_units(model, family, plan, ids, on_block)
+            return
         wanted = plan.gradient_parameters
         gradients = gradient_statistics(model, wanted, ids, plan.config.batch_size) if wanted else {}
         work = plan.work(model, removed, gradients)

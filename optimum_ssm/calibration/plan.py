@@ -195,6 +195,10 @@ def _add(plan: Plan, target: Target, model: nn.Module, family: Family) -> None:
 
 def _warn_about_a_log(plan: Plan) -> None:
     if not any(task.target.weight.kind == "a_log" for task in plan.tasks):
+        for field in dataclasses.fields(plan.config):
+            if field.name in ("a_log_fill", "memoryless_value") and getattr(plan.config, field.name) != field.default:
+                value = getattr(plan.config, field.name)
+                logger.warning(f"{field.name}={value!r} changes nothing: A_log is not among the targets")
         return
     fill = plan.method.fill("a_log")
     if fill not in (None, plan.config.a_log_fill):

@@ -21,6 +21,7 @@ from transformers.utils.import_utils import is_mamba_ssm_available
 from ..families.base import Family
 from ..ops import selective_scan as mamba_scan
 from ..ops import state_space_dual as mamba2_scan
+from ..ops.backend import chosen_backend
 from ..ops.differentiable_scan import differentiable_selective_scan
 from ..ops.scan_moments import SCAN_MOMENTS, mamba2_moments, mamba_moments
 
@@ -78,7 +79,7 @@ class ScanSeam:
 
     def mamba2(self, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, **kwargs: Any) -> Any:
         """`mamba2_chunk_scan` with the sums. Shapes as in `ops.state_space_dual`."""
-        kwargs["chunk_size"] = 128 if x.is_cuda else 64  # the model's own suits the fused kernel, these suit ours
+        kwargs["chunk_size"] = 128 if x.is_cuda else 64  # the model's own suits the fused kernel, these suit torch
         kwargs = {name: value for name, value in kwargs.items() if value is not None}
         if self._names and self._names[0] not in self.sums:
             self.sums |= mamba2_scan.allocate_sums(
@@ -93,8 +94,9 @@ class ScanSeam:
 def replaced_scan(family: Family, model: nn.Module) -> Iterator[ScanSeam]:
     """Replace the scan of `model`'s modelling module by this library's; the original is back at exit, come what may.
 
-    On CUDA with mamba_ssm installed, calls that ask for no sums are left to the fused kernel. Under autograd Mamba-1 runs
-    this library's differentiable scan, Mamba-2 transformers' own, which is made of matrix products already.
+    On CUDA with mamba_ssm installed, calls that ask for no sums are left to the fused kernel, unless `OPTIMUM_SSM_SCAN`
+    names a backend; all others run this library's scan, in Triton where it can (`ops.backend`). Under autograd Mamba-1
+    runs this library's differentiable scan, Mamba-2 transformers' own, which is made of matrix products already.
     """
     mixer = next(mixer for _, block in family.blocks(model) if (mixer := family.mixer(block)) is not None)
     module = sys.modules[type(mixer).__module__]
@@ -103,7 +105,7 @@ def replaced_scan(family: Family, model: nn.Module) -> Iterator[ScanSeam]:
     ours = getattr(seam, family.recurrence)
 
     def scan(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        fused = x.is_cuda and not seam.summing and is_mamba_ssm_available()
+        fused = x.is_cuda and not seam.summing and chosen_backend() == "auto" and is_mamba_ssm_available()
         if fused:
             return original(x, *args, **kwargs)
         if not torch.is_grad_enabled():

@@ -21,14 +21,16 @@ from ..methods.structures.base import SCAN, StructuredMethod
 from ..sparsity.allocations import ALLOCATIONS
 from ..sparsity.allocations.base import Allocation
 from ..sparsity.allocations.units import uniform_size
+from ..surgery.merge import check_groups, merged_sizes
 from ..surgery.settle import stock_fields
+from .drop_plan import BLOCK, DropPlan, make_drop_plan
 from .gradients import GRADIENT_STATISTICS
 from .reconstruction import Reconstruction
 from .seam import AVAILABLE_SUMS
 
 
 if TYPE_CHECKING:
-    from .units import UnitWork
+    from .work import Work
 
 logger = logging.get_logger(__name__)
 
@@ -103,18 +105,22 @@ class UnitPlan:
 
     def work(
         self, model: nn.Module, removed: Mapping[str, Tensor], gradients: Mapping[str, Mapping[str, Tensor]]
-    ) -> UnitWork:
+    ) -> Work:
         """What this plan does block by block."""
+        from .merging import MergeWork
         from .units import UnitWork
 
+        if self.method.merges:
+            return MergeWork(model, self, removed)
         return UnitWork(model, self, gradients)
 
 
-def make_unit_plan(model: nn.Module, family: Family, config: SSMPrunerConfig) -> UnitPlan:
+def make_unit_plan(model: nn.Module, family: Family, config: SSMPrunerConfig) -> UnitPlan | DropPlan:
     """Check a structured config against a model.
 
     Raises:
-        ConfigurationError: the family has no such axis, a statistic does not exist for it, or no unit could go.
+        ConfigurationError: the family has no such axis, a statistic does not exist for it, no unit could go, or groups
+            cannot be merged to so many.
     """
     kwargs = dict(config.method_kwargs)
     if "seed" in {field.name for field in dataclasses.fields(STRUCTURES.get(config.method))}:
@@ -125,6 +131,8 @@ def make_unit_plan(model: nn.Module, family: Family, config: SSMPrunerConfig) ->
     ]
     axes = [family.axes(block) for _, _, block in blocks]
     axis = config.axis or next((name for name in method.axes if name in axes[0]), method.axes[0])
+    if axis == BLOCK:
+        return make_drop_plan(model, family, config, method)
     if axis not in axes[0]:
         raise ConfigurationError(
             f"{type(family).__name__} has no axis {axis!r}; it has: {', '.join(axes[0])}. Method {config.method!r} scores: "
@@ -136,7 +144,13 @@ def make_unit_plan(model: nn.Module, family: Family, config: SSMPrunerConfig) ->
     multiple = config.multiple_of or max(task.axis.multiple for task in tasks)
     for task in tasks:
         if config.sparsity:  # names the multiple that is in the way, before any work
-            uniform_size(task.axis.group_size, config.sparsity, multiple)
+            kept = uniform_size(task.axis.group_size, config.sparsity, multiple)
+            if method.merges:
+                check_groups(task.axis.units, kept, family.sizes(blocks[0][2])["num_heads"])
+    if method.merges and not config.uniform_sizes:
+        raise ConfigurationError(
+            f"uniform_sizes=False compares blocks by scores, and method {config.method!r} has none. Allowed: True"
+        )
     name = config.allocation or ("uniform" if config.uniform_sizes else method.default_allocation)
     allocation = ALLOCATIONS.build(name, config.allocation_kwargs, "allocation_kwargs")
     epochs = config.reconstruction_epochs or 0
@@ -186,7 +200,9 @@ def _say_what_loads(plan: UnitPlan, model: nn.Module, blocks: list[nn.Module]) -
         for task, block in zip(plan.tasks, blocks):
             axis = task.axis
             kept = uniform_size(axis.group_size, plan.config.sparsity, plan.multiple) * axis.groups
-            sizes.append(plan.family.sizes_after(plan.family.sizes(block), axis, kept))
+            before = plan.family.sizes(block)
+            merges = plan.method.merges
+            sizes.append(merged_sizes(before, kept) if merges else plan.family.sizes_after(before, axis, kept))
         if stock_fields(model, plan.family, sizes) is not None:
             return
         why = f"its class cannot build blocks of {sizes[0]}"

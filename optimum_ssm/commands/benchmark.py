@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
@@ -32,7 +33,11 @@ class BenchmarkCommand(SSMLeafCommand):
         group.add_argument("--new-tokens", type=int, default=128, help="tokens to decode (default: 128)")
         group.add_argument("--repeats", type=int, default=5, help="counted runs after a warm-up (default: 5)")
         group.add_argument(
-            "--phases", nargs="+", default=["prefill", "decode"], metavar="PHASE", help="prefill, decode or both"
+            "--phases",
+            nargs="+",
+            default=["prefill", "decode"],
+            metavar="PHASE",
+            help="prefill, decode or both (default)",
         )
         group.add_argument(
             "--scan",
@@ -50,8 +55,6 @@ class BenchmarkCommand(SSMLeafCommand):
 
     def execute(self, args: Namespace) -> None:
         """Refuse an output directory that is taken, measure, print, write."""
-        import sys
-
         from ..evaluation.benchmark import benchmark
         from ..hub.directory import check_free, whole_directory
 

@@ -72,7 +72,7 @@ def run_comparison(args: Namespace, loading: dict) -> None:
 
     files = ComparisonFiles(args.output, args.overwrite)
     pruner = SSMPruner.from_pretrained(args.model, **loading)
-    if pruner.masks:
+    if pruner.report.pruned:
         raise ConfigurationError(f"{args.model} is pruned already; a comparison starts from a dense model")
     fields = (
         "dataset",

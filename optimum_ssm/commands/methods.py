@@ -25,21 +25,26 @@ class MethodsCommand(SSMLeafCommand):
         from ..errors import ConfigurationError
         from ..families import FAMILIES
         from ..methods import METHODS
+        from ..methods.structures import STRUCTURES
         from ..recipes import recipe_names, recipe_text
         from ..registry import unknown
         from ..sparsity.allocations import ALLOCATIONS
 
+        listed = ((METHODS, "methods"), (STRUCTURES, "structured methods"), (ALLOCATIONS, "allocations"))
         if args.name is not None:
-            for registry in (METHODS, ALLOCATIONS):
-                if args.name in registry.names():
-                    entry = registry.get(args.name)
-                    print(f"{registry.kind} {args.name}\nsource: {entry.source}\n\n{inspect.getdoc(entry)}")
-                    return
-            raise ConfigurationError(unknown("method or allocation", args.name, METHODS.names() + ALLOCATIONS.names()))
-        for registry, plural in ((METHODS, "methods"), (ALLOCATIONS, "allocations")):
+            found = [registry for registry, _ in listed if args.name in registry.names()]
+            for registry in found:
+                entry = registry.get(args.name)
+                print(f"{registry.kind} {args.name}\nsource: {entry.source}\n\n{inspect.getdoc(entry)}\n")
+            if found:
+                return
+            known = [name for registry, _ in listed for name in registry.names()]
+            raise ConfigurationError(unknown("method or allocation", args.name, known))
+        for registry, plural in listed:
             print(f"{plural}:")
             for name, entry in registry.items():
-                print(f"  {name:<12} {entry.summary}")
+                axes = f" [{', '.join(entry.axes)}]" if registry is STRUCTURES else ""
+                print(f"  {name:<12} {entry.summary}{axes}")
                 for field in dataclasses.fields(entry):
                     print(f"    {field.name}={field.default!r}")
         print("families:")

@@ -10,6 +10,7 @@ from pathlib import Path
 from ..configuration import SSMPrunerConfig, parse_recipe
 from ..errors import ConfigurationError
 from ..methods import METHODS
+from ..methods.structures import STRUCTURES
 from ..recipes import OVERRIDES, load_recipe, recipe_names
 from ..sparsity.allocations import ALLOCATIONS
 from .base import SSMLeafCommand, add_loading_flags, add_perplexity_flags, loading_kwargs, perplexity_kwargs
@@ -33,7 +34,13 @@ class PruneCommand(SSMLeafCommand):
         parser.add_argument("--evaluate", metavar="DATASET", help="measure perplexity before and after on this text")
         parser.add_argument("--push-to-hub", metavar="REPO_ID", help="also upload the result, card included")
         parser.add_argument("--private", action="store_true", default=None, help="make the new repository private")
-        add_flags(parser, SSMPrunerConfig, {"method": METHODS.names(), "allocation": ALLOCATIONS.names()})
+        parser.add_argument(
+            "--remote-code",
+            action="store_true",
+            help="put the modelling code beside a result that no class of transformers can load",
+        )
+        names = {"method": sorted({*METHODS.names(), *STRUCTURES.names()}), "allocation": ALLOCATIONS.names()}
+        add_flags(parser, SSMPrunerConfig, names)
         add_perplexity_flags(parser)
         add_loading_flags(parser)
 
@@ -54,10 +61,11 @@ class PruneCommand(SSMLeafCommand):
         if args.evaluate is not None:
             pruner.evaluate(args.evaluate, **perplexity_kwargs(args))
         print(pruner.report)
-        pruner.save_pretrained(args.output, overwrite=args.overwrite)
+        pruner.save_pretrained(args.output, overwrite=args.overwrite, remote_code=args.remote_code)
         print(f"saved to {args.output}")
         if args.push_to_hub is not None:
-            print(f"pushed to {pruner.push_to_hub(args.push_to_hub, private=args.private, token=args.token)}")
+            where = {"private": args.private, "token": args.token, "remote_code": args.remote_code}
+            print(f"pushed to {pruner.push_to_hub(args.push_to_hub, **where)}")
 
 
 def _spelled(flags: set[str]) -> list[str]:

@@ -99,6 +99,7 @@ class GreedyDecoder:
 
         Args:
             steps (`int`): tokens to add.
+
         Returns:
             `Tensor`: the tokens that the steps gave, int64, (batch, steps). The token before them is `ids` at the start.
         """

@@ -114,7 +114,7 @@ def measure_perplexity(
             f"perplexity needs window >= 2, 1 <= stride <= window, batch_size >= 1 and max_windows >= 1; got "
             f"window={window}, stride={stride}, batch_size={batch_size}, max_windows={max_windows}"
         )
-    if isinstance(tokenizer_or_ids, (Tensor, list)):
+    if isinstance(tokenizer_or_ids, (Tensor, list, tuple)) or type(tokenizer_or_ids).__module__ == "numpy":
         ids = torch.as_tensor(tokenizer_or_ids, dtype=torch.long).reshape(-1)
         name = "token ids" if dataset == "wikitext2" else str(dataset)
     else:

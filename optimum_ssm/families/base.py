@@ -64,6 +64,7 @@ class Family(ABC):
         layers: name of the list of blocks in the base model.
         mixer_name: name of the state-space mixer in a block.
         output: the projection that leaves the mixer, a path inside the block.
+        final_norm: name of the norm in the base model between the last block and the output head.
         default_axis: structural axis that is cut when a config names none.
     """
 
@@ -73,6 +74,7 @@ class Family(ABC):
     layers: ClassVar[str] = "layers"
     mixer_name: ClassVar[str] = "mixer"
     output: ClassVar[str] = "mixer.out_proj"
+    final_norm: ClassVar[str] = "norm_f"
     default_axis: ClassVar[str] = "state"
 
     def blocks(self, model: nn.Module) -> list[tuple[str, nn.Module]]:

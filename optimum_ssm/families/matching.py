@@ -10,10 +10,14 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 from torch import nn
+from transformers.utils import logging
 
 from ..errors import ConfigurationError
 from ..registry import unknown
 from .base import Family, PrunableWeight
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,10 @@ def select_targets(
             split.append(target)
     whole_dropped = {target.parameter for target in dropped if target.segment is None}
     kept = {target for target in split if target not in dropped and target.parameter not in whole_dropped}
+    reached = {target.parameter for target in chosen}
+    for name in exclude:
+        if not any(hit.parameter in reached for hit in _find(name, declared, segments, "exclude")):
+            logger.warning(f"exclude {name!r} changes nothing: no weight that it names is among the targets")
     if not kept:
         raise ConfigurationError(f"targets={targets} without exclude={exclude} leave no weight to prune")
     return [part for target in declared for part in (target, *_parts(target)) if part in kept]

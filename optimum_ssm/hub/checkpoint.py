@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from ..version import __version__
 from .directory import whole_directory
 from .model_card import write_card
 from .original_checkpoints import ORIGINAL_TOKENIZER, is_original_config, load_original
+from .remote_code import save_remote_code
 
 
 logger = logging.get_logger(__name__)
@@ -36,11 +38,14 @@ FORMAT_VERSION = 1
 LOCATION = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
 
 
-def load_model(source: str | os.PathLike, **kwargs: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+def load_model(
+    source: str | os.PathLike, *, check: Callable[[str], Any] | None = None, **kwargs: Any
+) -> tuple[PreTrainedModel, dict[str, Any]]:
     """A causal language model from a Hub id or directory, in the transformers or the original state-spaces format.
 
     Args:
         source (`str` or `os.PathLike`): Hub id or directory.
+        check (`Callable`, *optional*): gets the config's model type before any weight is read, and may raise.
         **kwargs: passed to `from_pretrained`: `device_map`, `dtype`, `revision`, `token`, `max_memory`, …
 
     Returns:
@@ -49,6 +54,7 @@ def load_model(source: str | os.PathLike, **kwargs: Any) -> tuple[PreTrainedMode
     Raises:
         CheckpointError: the checkpoint is not found, cannot be read or lacks weights, or transformers does not know an
             argument; one line that says why.
+        Whatever `check` raises.
     """
     location = {name: kwargs[name] for name in LOCATION if name in kwargs}
     if not Path(source).is_dir() and os.fspath(source).startswith((".", "/", "~")):
@@ -56,6 +62,8 @@ def load_model(source: str | os.PathLike, **kwargs: Any) -> tuple[PreTrainedMode
     raw = read_json(source, "config.json", location)
     if raw is None:
         raise CheckpointError(f"{source} has no config.json, as a directory or on the Hub")
+    if check is not None and "model_type" in raw and not is_original_config(raw):
+        check(raw["model_type"])
     try:
         if is_original_config(raw):
             return load_original(source, raw, **kwargs), raw
@@ -143,6 +151,7 @@ def save(
     *,
     license: str | None = None,
     overwrite: bool = False,
+    remote_code: bool = False,
     **kwargs: Any,
 ) -> None:
     """Write everything that belongs to a pruned model, whole or not at all.
@@ -152,11 +161,13 @@ def save(
         model, tokenizer, recipe, report: what to save; the tokenizer may be `None`.
         license (`str`, *optional*): the base model's, for the card.
         overwrite (`bool`): replace a directory that holds something.
+        remote_code (`bool`): put the modelling code beside a model that no stock class can load.
         **kwargs: passed to the model's `save_pretrained`, such as `max_shard_size`.
 
     Raises:
         CheckpointError: the directory is not empty, or cannot be written.
     """
+    code = remote_code and report.loads_with != "transformers"
     settings = {
         "format_version": FORMAT_VERSION,
         "optimum_ssm_version": __version__,
@@ -164,12 +175,14 @@ def save(
     }
     with whole_directory(directory, overwrite) as new:
         model.save_pretrained(new, **kwargs)
+        if code:
+            save_remote_code(model, new)
         if tokenizer is not None:
             tokenizer.save_pretrained(new)
         (new / CONFIG_FILE).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
         (new / REPORT_FILE).write_text(report.to_json() + "\n", encoding="utf-8")
         report.plot(new / PICTURE_FILE)
-        write_card(new / "README.md", model, recipe, report, license, PICTURE_FILE)
+        write_card(new / "README.md", model, recipe, report, license, PICTURE_FILE, code=code)
 
 
 def is_weight_file(name: str) -> bool:

@@ -25,6 +25,7 @@ def write_card(
     report: PruningReport,
     license: str | None,
     picture: str | None,
+    code: bool = False,
 ) -> None:
     """Write the card of a pruned model to `path`, replacing what is there.
 
@@ -35,6 +36,7 @@ def write_card(
         report (`PruningReport`): table and perplexities.
         license (`str`, *optional*): the base model's licence identifier.
         picture (`str`, *optional*): file name of the picture beside the card.
+        code (`bool`): whether the modelling code lies beside the weights.
     """
     environment = Environment(
         loader=PackageLoader("optimum_ssm", "hub"), undefined=StrictUndefined, keep_trailing_newline=True
@@ -50,6 +52,8 @@ def write_card(
         passes=[config.to_dict() for config in recipe],
         fills=_fills(model, recipe, report),
         picture=picture,
+        code=code,
+        has_tokenizer=(path.parent / "tokenizer_config.json").is_file(),
         version=__version__,
     )
     path.write_text(text, encoding="utf-8")
@@ -59,8 +63,9 @@ def card_metadata(
     name: str, model: PreTrainedModel, recipe: list[SSMPrunerConfig], report: PruningReport, license: str | None
 ) -> ModelCardData:
     """The YAML block of the card: tags, base model, data sets, and the measured perplexities as a model index."""
-    patterns = {"sparse"}
-    tags = ["optimum-ssm", "pruned", *sorted(patterns), report.model_type, *dict.fromkeys(c.method for c in recipe)]
+    patterns = ["pruned"] if report.pruned else []
+    patterns += (["structured"] if report.sizes else []) + (["sparse"] if report.masked else [])
+    tags = ["optimum-ssm", *patterns, report.model_type, *dict.fromkeys(c.method for c in recipe)]
     used = [c.dataset for c, done in zip(recipe, report.passes) if done.tokens and isinstance(c.dataset, str)]
     results = [
         EvalResult(
@@ -82,7 +87,7 @@ def card_metadata(
         datasets=[HUB_NAMES.get(name, name) for name in dict.fromkeys(used) if is_hub_id(HUB_NAMES.get(name, name))]
         or None,
         tags=tags,
-        model_name=f"{os.path.basename(report.model.rstrip('/'))} pruned" if results else None,
+        model_name=os.path.basename(report.model.rstrip("/")) + " pruned" * bool(report.pruned) if results else None,
         eval_results=results or None,
     )
 

@@ -182,7 +182,8 @@ def _scan_kernel(
     in_state = in_states[:, None] & in_channels[None, :]
 
     rates = tl.load(A + channel[None, :] * state_size + n[:, None], mask=in_state, other=0.0).to(tl.float32)
-    rates = tl.maximum(rates * _LOG2_E, _MIN_A)
+    rates = rates * _LOG2_E
+    rates = tl.where(rates < _MIN_A, _MIN_A, rates)  # not tl.maximum, which would hide a NaN
     if D is not None:
         skip = tl.load(D + channel, mask=in_channels, other=0.0).to(tl.float32)
     if delta_bias is not None:

@@ -37,6 +37,8 @@ def stock_fields(model: PreTrainedModel, family: Family, sizes: list[dict[str, i
     """Config fields with which the model's own class, if it is a stock one, builds blocks of these sizes."""
     if not is_stock(model) or any(other != sizes[0] for other in sizes[1:]):
         return None
+    if not sizes[0]:  # a family without axes: no size can have changed
+        return {}
     return family.stock_fields(model.config, sizes[0])
 
 

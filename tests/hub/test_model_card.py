@@ -190,6 +190,22 @@ def test_names_that_are_yaml_or_html_do_not_break_the_card(tiny_mamba: PreTraine
 
 
 def test_a_card_of_an_unpruned_model(tiny_mamba: PreTrainedModel, tmp_path: Path) -> None:
-    card = card_of(SSMPruner(tiny_mamba), tmp_path)
-    assert "0 of 19,936 parameters removed, 0.00 % of the whole model" in card.text
-    assert card.data.base_model is None
+    pruner = SSMPruner(tiny_mamba)
+    pruner.report.perplexity = {"dense": MEASURED["dense"]}
+    card = card_of(pruner, tmp_path)
+    assert "Nothing was removed from its 19,936 parameters." in card.text and "\n## Parameters\n\n|" in card.text
+    words = card.text.replace("ssm_pruner_config", "").replace("prunable", "")
+    assert not re.search(r"prun|zeros|[Rr]emoved share|What was removed", words), words
+    assert card.data.base_model is None and "prun" not in card.data.model_name
+    assert card.data.tags == ["optimum-ssm", "mamba"]
+    assert "\n\n\n\n" not in card.text and "{{" not in card.text
+
+
+def test_a_tokenizer_is_shown_where_one_was_saved(tiny_mamba: PreTrainedModel, tmp_path: Path, assets: Path) -> None:
+    without = card_of(pruned(tiny_mamba, {}), tmp_path / "without").text
+    assert "AutoTokenizer" not in without and "No tokenizer was saved with it." in without
+    assert 'AutoModelForCausalLM.from_pretrained("PATH_OR_REPO_ID")\n```' in without
+    pruner = SSMPruner.from_pretrained(assets / "mamba-tiny", {"method": "magnitude", "sparsity": 0.5})
+    pruner.save_pretrained(tmp_path / "with")
+    text = (tmp_path / "with" / "README.md").read_text()
+    assert text.count("AutoTokenizer") == 2 and "No tokenizer" not in text

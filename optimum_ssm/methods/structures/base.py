@@ -68,12 +68,15 @@ class StructuredMethod(ABC):
         source: paper and equation, or where else the formula comes from.
         axes: axes that it scores; the first one that a family has is the default.
         default_allocation: how units are spread over blocks where `uniform_sizes=False` allows to choose.
+        merges: units are not cut out but pooled with their neighbours; the scores are then their shares, and
+            `order(units)` says which of their members belong together.
     """
 
     summary: ClassVar[str]
     source: ClassVar[str]
     axes: ClassVar[tuple[str, ...]]
     default_allocation: ClassVar[str] = "uniform"
+    merges: ClassVar[bool] = False
 
     def needs(self, axis: str, parts: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
         """(part, statistic) pairs that `scores` reads.

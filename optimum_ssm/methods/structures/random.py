@@ -26,7 +26,7 @@ class RandomUnits(StructuredMethod):
 
     summary: ClassVar[str] = "uniformly random scores; the control"
     source: ClassVar[str] = "control"
-    axes: ClassVar[tuple[str, ...]] = ("state", "head", "head_dim", "channel", "group", "dt_rank")
+    axes: ClassVar[tuple[str, ...]] = ("state", "head", "head_dim", "channel", "group", "dt_rank", "block")
 
     seed: int = 0
 

@@ -1,0 +1,148 @@
+# Copyright 2026 The optimum_ssm authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+"""Dropping of whole blocks and SSMs: every candidate is left out in turn, on activations shared up to it."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from accelerate.utils import tqdm
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.utils import logging
+
+from ..errors import CalibrationError
+from ..families.base import Family
+from ..methods.structures.base import Units
+from ..methods.structures.block_drop import evaluations, greedy
+from ..surgery.drop import mute_ssm, muted, remove_blocks
+from .activations import Activations
+from .drop_plan import BLOCK, DropPlan
+from .outcome import BlockOutcome, DropOutcome
+
+
+logger = logging.get_logger(__name__)
+
+
+def drop_units(
+    model: nn.Module, family: Family, plan: DropPlan, ids: Tensor | None, on_block: Callable[[BlockOutcome], None]
+) -> None:
+    """Drop what `plan` says from `model`, in place. Arguments as in `pipeline.run_pass`, with the scan replaced already.
+
+    Raises:
+        CalibrationError: activations are not finite, or would not be without any unit that is left.
+    """
+    start, blocks = time.perf_counter(), family.blocks(model)
+    dropped = _Search(model, family, plan, ids).run() if plan.count else []
+    order = {index: (rank, score) for rank, (index, score) in enumerate(dropped)}
+    zeroed = {}
+    for index in sorted(order) if plan.unit != BLOCK else ():
+        zeroed[index] = mute_ssm(family, blocks[index][1])
+    if plan.unit == BLOCK and order:
+        remove_blocks(model, family, list(order))
+    seconds = time.perf_counter() - start
+    for index in range(len(blocks)):
+        outcomes = []
+        if index in order:
+            rank, score = order[index]
+            outcomes.append(DropOutcome(plan.unit, index, rank, score, zeroed.get(index, {})))
+        on_block(BlockOutcome(index, outcomes, None, seconds / len(order) if outcomes else 0.0))
+
+
+class _Search:
+    """The search for the units to drop; nothing of the model is changed when it ends. Arguments as in `drop_units`."""
+
+    def __init__(self, model: nn.Module, family: Family, plan: DropPlan, ids: Tensor | None):
+        self.model, self.family, self.plan, self.ids = model, family, plan, ids
+        self.blocks = family.blocks(model)
+        rounds = evaluations(len(plan.tasks), plan.count) if plan.stepwise else len(plan.tasks)
+        text = f"Dropping ({plan.config.method})"
+        self._bar = tqdm(total=rounds, desc=text, unit="evaluation", disable=not sys.stderr.isatty())
+
+    def run(self) -> list[tuple[int, float]]:
+        """The dropped units in their order, with the keep-score that each had then."""
+        plan = self.plan
+        with self._bar:
+            if plan.stepwise:
+                return greedy(plan.tasks, plan.count, self._scores)
+            fixed = dict(zip(plan.tasks, self._scores(plan.tasks)))
+            return greedy(plan.tasks, plan.count, lambda left: [fixed[index] for index in left])
+
+    def _scores(self, left: list[int]) -> list[float]:
+        measures = {"perplexity": self._perplexities, "influence": self._influences}
+        statistics = {(BLOCK, name): torch.tensor(measures[name](left)).double() for name in self.plan.statistics}
+        remove = self.plan.count - (len(self.plan.tasks) - len(left))
+        scores = self.plan.method.scores(Units(BLOCK, len(left), 1, remove, {}, {}, statistics))
+        if scores.shape != (len(left),):
+            raise ValueError(f"{type(self.plan.method).__name__} gave scores of shape {tuple(scores.shape)}")
+        if scores.isnan().any() or not scores.isfinite().any():
+            raise CalibrationError(f"{self.plan.config.method}: no {self.plan.unit} can go without the model breaking")
+        return scores.tolist()
+
+    def _perplexities(self, left: list[int]) -> list[float]:
+        """Perplexity without each unit of `left`, and without those of the plan that are not in `left`.
+
+        What enters block i is the same for every candidate from i on, so it is carried along: with U blocks U(U+1)/2
+        block evaluations instead of U².
+        """
+        gone = set(self.plan.tasks) - set(left)
+        stream, found = self._stream(), []
+        for index in range(left[-1] + 1):
+            if index in left:
+                found.append(self._perplexity_without(index, stream, gone))
+                self._bar.update()
+            stream.advance(self._pass(index, stream, stream.hidden, index in gone))
+        return found
+
+    def _perplexity_without(self, index: int, stream: Activations, gone: set[int]) -> float:
+        try:
+            hidden = self._pass(index, stream, stream.hidden, True)
+            for later in range(index + 1, len(self.blocks)):
+                hidden = self._pass(later, stream, hidden, later in gone)
+        except CalibrationError as error:  # the model cannot do without this unit
+            logger.warning(f"without the {self.plan.unit} of {self.blocks[index][0]}: {error}")
+            return math.inf
+        return self._perplexity(hidden)
+
+    def _influences(self, left: list[int]) -> list[float]:
+        """1 - E cos(with, without) of the output of every block in `left`, over tokens; one pass."""
+        stream, found = self._stream(), []
+        for index in range(left[-1] + 1):
+            dense = self._pass(index, stream, stream.hidden, False)
+            if index in left:
+                without = self._pass(index, stream, stream.hidden, True)
+                alike = (F.cosine_similarity(a.float(), b.float(), dim=-1) for a, b in zip(dense, without))
+                found.append(1 - sum(float(cosines.sum(dtype=torch.float64)) for cosines in alike) / stream.tokens)
+                self._bar.update()
+            stream.advance(dense)
+        return found
+
+    def _stream(self) -> Activations:
+        return Activations(self.model, self.blocks[0][1], self.ids, self.plan.config.batch_size)
+
+    def _pass(self, index: int, stream: Activations, hidden: list[Tensor], without: bool) -> list[Tensor]:
+        """Outputs of a block for every batch, with or without its unit."""
+        name, block = self.blocks[index]
+        if not without:
+            return stream.through(block, name, hidden)
+        if self.plan.unit == BLOCK:
+            return hidden
+        with muted(self.family, block):
+            return stream.through(block, name, hidden)
+
+    def _perplexity(self, hidden: list[Tensor]) -> float:
+        """exp of the mean negative log-likelihood of all predicted tokens; one sequence of logits at a time."""
+        norm = getattr(self.model.base_model, self.family.final_norm)
+        head = self.model.get_output_embeddings()
+        total, tokens = 0.0, 0
+        for x, batch in zip(hidden, self.ids.split(self.plan.config.batch_size)):
+            for states, row in zip(x, batch):
+                logits = head(norm(states[None]).to(head.weight.dtype))[0, :-1].float()
+                total += float(F.cross_entropy(logits, row[1:].to(logits.device), reduction="sum"))
+                tokens += len(row) - 1
+        mean = total / tokens
+        return math.exp(mean) if mean < 700 else math.inf  # the exponential overflows a float from 710 on

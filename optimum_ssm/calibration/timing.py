@@ -1,0 +1,90 @@
+# Copyright 2026 The optimum_ssm authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+"""Where the time of a pass goes, phase by phase. Off by default: then a phase costs a function call and nothing waits."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+PHASES = ("embedding", "forward", "statistics", "planning", "solve", "reconstruction", "replay", "weights", "activations")
+OTHER = "other"
+_clock: PhaseClock | None = None
+
+
+class PhaseClock:
+    """Measures the phases that run while it is open, in the thread that opened it.
+
+    At every change of phase it waits for the accelerator, so that the time belongs to the phase that asked for the work;
+    a phase inside another one is taken out of the outer one's time. This slows a pass a little.
+
+    Attributes:
+        seconds (`dict[str, float]`): by phase, in the order in which they came.
+        peak (`dict[str, int]`): most bytes that tensors held on the accelerator in each phase; empty without one.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.peak: dict[str, int] = {}
+        self._stack = [OTHER]
+        self._cuda = torch.cuda.is_available()
+
+    def __enter__(self) -> PhaseClock:
+        global _clock
+        if _clock is not None:
+            raise RuntimeError("another PhaseClock is open")
+        _clock = self
+        self._devices = range(torch.cuda.device_count()) if self._cuda else range(0)
+        for device in self._devices:
+            torch.cuda.reset_peak_memory_stats(device)
+        self._last = time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        global _clock
+        self._book()
+        _clock = None
+
+    @property
+    def total(self) -> float:
+        """Seconds of all phases together."""
+        return sum(self.seconds.values())
+
+    def _book(self) -> None:
+        """Put what passed since the last change on the account of the phase that ran."""
+        name = self._stack[-1]
+        for device in self._devices:
+            torch.cuda.synchronize(device)
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
+        self._last = now
+        if self._cuda:
+            held = sum(torch.cuda.max_memory_allocated(device) for device in self._devices)
+            self.peak[name] = max(self.peak.get(name, 0), held)
+            for device in self._devices:
+                torch.cuda.reset_peak_memory_stats(device)
+
+    @contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        """The time until the context closes is that of `name`, less the phases inside it."""
+        self._book()
+        self._stack.append(name)
+        try:
+            yield
+        finally:
+            self._book()
+            self._stack.pop()
+
+
+@contextmanager
+def phase(name: str) -> Iterator[None]:
+    """Name what runs in this context, for a `PhaseClock` that may be open."""
+    if _clock is None:
+        yield
+        return
+    with _clock.measure(name):
+        yield
