@@ -26,6 +26,7 @@ A_LOG_FILLS = ("memoryless", "zero")
 AXES = ("state", "head", "head_dim", "group", "channel", "dt_rank", "block")
 COMPENSATIONS = ("bias", "least_squares")
 NORM_RESCALES = ("mask", "energy", "none")
+OFFLOADS = ("device", "cpu", "disk")
 RECONSTRUCTION_KEYS = {"lr": (int, float), "batch_size": int}
 LARGEST_MEMORYLESS = 88.0  # exp of more than this is infinite in float32
 
@@ -109,6 +110,20 @@ class SSMPrunerConfig:
     reconstruction_kwargs: dict = _option(
         {}, "parameters of the block reconstruction, lr and batch_size, as key=value"
     )
+    offload: str | None = _option(
+        None,
+        "where the calibration activations of all samples are kept: 'device' (where blocks are computed), 'cpu' (main "
+        "memory) or 'disk' (a temporary directory); default: the first of them where they take at most half of what is free",
+        choices=OFFLOADS,
+    )
+    device: str | None = _option(
+        None,
+        "accelerator to which the blocks of a model in main memory are brought one by one, such as 'cuda'; default: they "
+        "are pruned where they are",
+    )
+    max_memory: dict | None = _option(
+        None, "memory that from_pretrained may fill, as device=size: 0=20GiB cpu=60GiB; implies device_map='auto'"
+    )
     method_kwargs: dict = _option({}, "the method's own parameters, as key=value")
     allocation_kwargs: dict = _option({}, "the allocation's own parameters, as key=value")
 
@@ -133,6 +148,7 @@ class SSMPrunerConfig:
         optional = {
             "sparsity": (int, float), "targets": list, "scope": str, "allocation": str, "dataset_name": str,
             "dataset_split": str, "reconstruction_epochs": int, "axis": str, "multiple_of": int, "compensation": str,
+            "offload": str, "device": str, "max_memory": dict,
         }  # fmt: skip
         for name in ("targets", "exclude"):
             value = getattr(self, name)
@@ -183,6 +199,7 @@ class SSMPrunerConfig:
         }.items():
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise ConfigurationError(f"{name}={getattr(self, name)} must be at least {least}")
+        self._check_places()
         if not 0 < self.memoryless_value <= LARGEST_MEMORYLESS:
             raise ConfigurationError(
                 f"memoryless_value={self.memoryless_value} must lie in (0, {LARGEST_MEMORYLESS:g}]: above it exp overflows"
@@ -192,16 +209,42 @@ class SSMPrunerConfig:
                 f"dataset_split={self.dataset_split!r} is a test split; calibrate on 'train' or 'validation'"
             )
 
+    def _check_places(self) -> None:
+        """The device is one that torch knows; devices in `max_memory` are numbers, as accelerate wants them."""
+        if self.device is not None:
+            import torch
+
+            try:
+                known = torch.device(self.device).type
+            except RuntimeError as error:
+                raise ConfigurationError(f"device={self.device!r} is no device: {str(error).splitlines()[0]}") from error
+            if known == "meta":
+                raise ConfigurationError("device='meta' computes nothing; give an accelerator such as 'cuda'")
+        if self.max_memory is not None:
+            self.max_memory = {
+                int(name) if isinstance(name, str) and name.isdigit() else name: size
+                for name, size in self.max_memory.items()
+            }
+            for name, size in self.max_memory.items():
+                named = isinstance(name, int) or name in ("cpu", "disk", "mps")
+                if not named or not isinstance(size, (int, str)):
+                    raise ConfigurationError(
+                        f"max_memory={self.max_memory!r} must give sizes such as '20GiB' or bytes by the number of an "
+                        "accelerator, or by 'cpu'"
+                    )
+
     def _check_names(self) -> None:
         methods = STRUCTURES if self.structured else METHODS
+        known = sorted({*METHODS.names(), *STRUCTURES.names()})
         for value, allowed, name in (
-            (self.method, methods.names(), "structured method" if self.structured else "method"),
+            (self.method, methods.names() if self.structured else known, _kind(self.structured)),
             (self.allocation, ALLOCATIONS.names(), "allocation"),
             (self.scope, list(SCOPES), "scope"),
             (self.axis, list(AXES), "axis"),
             (self.compensation, list(COMPENSATIONS), "compensation"),
             (self.norm_rescale, list(NORM_RESCALES), "norm_rescale"),
             (self.a_log_fill, list(A_LOG_FILLS), "a_log_fill"),
+            (self.offload, list(OFFLOADS), "offload"),
         ):
             if value is not None and value not in allowed:
                 raise ConfigurationError(unknown(name, value, allowed))
@@ -334,6 +377,10 @@ def _plain(value: Any) -> Any:
     if type(value).__module__ != "numpy" or getattr(value, "ndim", 1):
         return value
     return float(str(value)) if isinstance(value.item(), float) else value.item()
+
+
+def _kind(structured: bool) -> str:
+    return "structured method" if structured else "method"
 
 
 def parse_recipe(value: Any) -> list[SSMPrunerConfig]:

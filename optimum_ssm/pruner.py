@@ -98,6 +98,9 @@ class SSMPruner:
         source = os.fspath(pretrained_model_name_or_path)
         recipe = parse_recipe(pruning_config) if pruning_config is not None else None  # refuse it before loading
         location = {name: kwargs[name] for name in LOCATION if name in kwargs}
+        asked = next((config.max_memory for config in recipe or () if config.max_memory is not None), None)
+        if asked is not None and "max_memory" not in kwargs:
+            kwargs = {"device_map": "auto", **kwargs, "max_memory": asked}
         model, raw = load_model(source, check=family_for, **kwargs)
         if tokenizer is None:
             tokenizer = load_tokenizer(source, raw, **location)

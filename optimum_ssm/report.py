@@ -26,7 +26,7 @@ class Row:
     Args:
         name (`str`): qualified name.
         component (`str`): short name that blocks share, such as `in_proj` or `norm`.
-        block (`int`, *optional*): index of its block.
+        block (`int`, *optional*): index of its block in the dense model.
         shape (`list[int]`): shape after the last pass; `[0]` where the whole block is gone.
         elements (`int`): entries before pruning; 0 where a compensation made the parameter.
         pruned (`int`): entries removed, by a mask or with a unit that owned them.
@@ -57,6 +57,16 @@ class Row:
         """Entries that the checkpoint holds, zeros included."""
         return math.prod(self.shape)
 
+    @property
+    def dropped(self) -> bool:
+        """Whether it went with its whole block."""
+        return self.shape == [0]
+
+    @property
+    def masked(self) -> int:
+        """Removed entries that are still stored, as zeros or as what `A_log` is filled with."""
+        return self.pruned - (self.elements - self.stored) if self.elements else 0
+
 
 @dataclass
 class Pass:
@@ -66,11 +76,13 @@ class Pass:
         config (`dict`): its settings.
         seconds (`float`): wall time.
         tokens (`int`): calibration tokens.
-        block_errors (`list`): relative output error of each block on its own inputs, where there was calibration.
+        block_errors (`list`): relative output error of each block of the dense model on its own inputs; `None` where there
+            was no calibration, or no block any more.
         reconstruction (`list`): per block the relative distance from the dense model's output before and after its kept
             weights were tuned; empty without reconstruction.
         removed (`int`): entries that this pass removed and no earlier one had.
-        units (`dict`): for a structured pass `axis`, and by block the units `before` and `kept`, and which were `removed`.
+        units (`dict`): for a structured pass `axis`, and by block the units `before` and `kept`, and which were `removed`. Of
+            whole blocks there is one entry, see `report_blocks.record_drops`.
     """
 
     config: dict[str, Any]
@@ -115,6 +127,11 @@ class PruningReport:
     sizes: list[dict[str, int]] = field(default_factory=list)
 
     @property
+    def blocks(self) -> list[int]:
+        """Blocks of the dense model that are still there, in order: the first is the model's block 0 now, and so on."""
+        return sorted({row.block for row in self.rows if row.block is not None and not row.dropped})
+
+    @property
     def parameters(self) -> int:
         """Entries of all parameters before pruning."""
         return sum(row.elements for row in self.rows)
@@ -137,7 +154,7 @@ class PruningReport:
     @property
     def masked(self) -> int:
         """Removed entries that are still stored, as zeros."""
-        return self.pruned - (self.parameters - sum(row.stored for row in self.rows if row.elements))
+        return sum(row.masked for row in self.rows)
 
     @property
     def dense_bytes(self) -> int:
@@ -156,7 +173,8 @@ class PruningReport:
             entry = totals.setdefault(row.component, [0, 0, {}, {}])
             entry[0] += row.elements
             entry[1] += row.pruned
-            entry[2][row.reason] = None
+            if not row.dropped:
+                entry[2][row.reason] = None
             for name, (elements, pruned) in row.segments.items():
                 part = entry[3].setdefault(name, [0, 0])
                 part[0] += elements
@@ -301,7 +319,7 @@ def _units(units: dict[str, Any]) -> str:
         return ""
     before, kept = units["before"], units["kept"]
     spans = [str(min(v)) if min(v) == max(v) else f"{min(v)} to {max(v)}" for v in (before, kept)]
-    return f", {units['axis']} {spans[0]} -> {spans[1]}"
+    return f", {units.get('unit', units['axis'])} {spans[0]} -> {spans[1]}"
 
 
 def _percent(part: int, whole: int) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from .calibration.offload import read_parameter
 from .calibration.outcome import BlockOutcome
 from .calibration.plan import Plan
 from .configuration import SSMPrunerConfig
@@ -89,15 +90,19 @@ def record_weights(
             stem = row.name.removesuffix(".weight")
             if (label == stem or label.startswith(f"{stem}.")) and not row.pruned:
                 row.reason = reason
-    report.passes.append(finished_pass(plan.config, blocks, tokens, seconds, report.pruned - before))
+    report.passes.append(finished_pass(plan.config, blocks, report.blocks, tokens, seconds, report.pruned - before))
 
 
 def finished_pass(
-    config: SSMPrunerConfig, blocks: list[BlockOutcome], tokens: int, seconds: float, removed: int
+    config: SSMPrunerConfig, blocks: list[BlockOutcome], places: list[int], tokens: int, seconds: float, removed: int
 ) -> Pass:
-    """The entry of a pass in the report."""
-    tuned = [None if block.reconstruction is None else list(block.reconstruction) for block in blocks]
-    errors = [block.error for block in blocks]
+    """The entry of a pass in the report. `places`: the block of the dense model that each block was."""
+    found = {places[block.index]: block for block in blocks}
+    outcomes = [found.get(index) for index in range(max(found, default=-1) + 1)]
+    tuned = [
+        None if block is None or block.reconstruction is None else list(block.reconstruction) for block in outcomes
+    ]
+    errors = [None if block is None else block.error for block in outcomes]
     return Pass(config.to_dict(), seconds, tokens, errors, tuned if any(tuned) else [], removed)
 
 
@@ -140,12 +145,16 @@ def masks_from_weights(
         report (`PruningReport`, *optional*), recipe (`list[SSMPrunerConfig]`): what the checkpoint says of itself.
     """
     fills = [0.0 if config.a_log_fill == "zero" else config.memoryless_value for config in recipe]
-    removed = {row.name for row in report.rows if row.pruned} if report is not None else set()
+    removed = {row.name for row in report.rows if row.masked} if report is not None else set()
     masks = {}
-    for target in declared_targets(family, model):
-        weight = model.get_parameter(target.parameter).detach().cpu()
+    declared = {target.parameter: target for target in declared_targets(family, model)}
+    for target in declared.values():
+        weight = read_parameter(model, target.parameter)
         if target.weight.kind != "a_log":
             masks[target.parameter] = weight == 0
         elif target.parameter in removed:
             masks[target.parameter] = torch.isin(weight, torch.tensor(fills, dtype=weight.dtype))
+    for row in report.rows if report is not None else ():  # such as the bias that belongs to a dropped SSM
+        if row.masked and row.name not in declared:
+            masks[row.name] = model.get_parameter(row.name).detach().cpu() == 0
     return {name: mask for name, mask in masks.items() if mask.any()}

@@ -8,23 +8,21 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .calibration.drop_plan import DropPlan
 from .calibration.outcome import BlockOutcome, UnitOutcome
 from .calibration.unit_plan import UnitPlan
 from .families.base import Family
 from .families.matching import declared_targets
 from .report import PruningReport, Row
+from .report_blocks import record_drops
 from .report_rows import finished_pass, set_removed
-from .surgery.cut import sliced
 from .surgery.settle import is_stock
-
-
-HIGHER_UNITS = "in units with higher scores than the removed ones"
 
 
 def record_units(
     report: PruningReport,
     masks: dict[str, Tensor],
-    plan: UnitPlan,
+    plan: UnitPlan | DropPlan,
     blocks: list[BlockOutcome],
     tokens: int,
     seconds: float,
@@ -33,35 +31,52 @@ def record_units(
     """Add what a structured pass removed, and the pass itself.
 
     Args:
-        report (`PruningReport`), masks (`dict[str, Tensor]`): changed in place; masks of cut parameters are cut.
+        report (`PruningReport`), masks (`dict[str, Tensor]`): changed in place; masks of cut parameters are
+            cut, those of dropped blocks disappear.
         plan, blocks: the pass and what it did.
         tokens (`int`): calibration tokens.
         seconds (`float`): wall time.
         model (`PreTrainedModel`): after the pass, settled.
     """
-    before, rows = report.pruned, {row.name: row for row in report.rows}
+    before, places = report.pruned, report.blocks
+    if isinstance(plan, DropPlan):
+        units = record_drops(report, masks, plan, blocks, model)
+    else:
+        units = _record_cuts(report, masks, plan, blocks, model)
+    recount(report, masks, plan.family, model)
+    done = finished_pass(plan.config, blocks, places, tokens, seconds, report.pruned - before)
+    done.units = units
+    report.passes.append(done)
+
+
+def _record_cuts(
+    report: PruningReport, masks: dict[str, Tensor], plan: UnitPlan, blocks: list[BlockOutcome], model: PreTrainedModel
+) -> dict:
+    """Cut the masks and name the method; what the pass says of its units."""
+    rows = {row.name: row for row in report.rows}
     outcomes = [outcome for block in blocks for outcome in block.outcomes]
     names = [name for name, _ in plan.family.blocks(model)]
     for outcome in outcomes:
-        for path, dims in outcome.kept.items():
+        for path in outcome.kept:
             name = f"{names[outcome.block]}.{path}"
             if name in masks:
-                masks[name] = sliced(masks[name], dims)
-            rows[name].reason = HIGHER_UNITS
+                masks[name] = outcome.sliced(path, masks[name])
+            rows[name].reason = outcome.reason
             rows[name].methods.append(plan.config.method)
-    recount(report, masks, plan.family, model)
-    done = finished_pass(plan.config, blocks, tokens, seconds, report.pruned - before)
-    done.units = _units(plan.axis, outcomes)
-    report.passes.append(done)
+    return _units(plan.axis, outcomes)
 
 
 def recount(report: PruningReport, masks: dict[str, Tensor], family: Family, model: PreTrainedModel) -> None:
     """Bring shapes, counts and sizes of a report in step with a model that was cut; parameters that came are added."""
     rows = {row.name: row for row in report.rows}
     targets = {target.parameter: target for target in declared_targets(family, model)}
+    places = dict(zip((prefix for prefix, _ in family.blocks(model)), report.blocks))
     for name, parameter in model.named_parameters():
         if name not in rows:
-            rows[name] = Row(name, _component(name), None, list(parameter.shape), 0, reason="made by the compensation")
+            block = next((place for prefix, place in places.items() if name.startswith(f"{prefix}.")), None)
+            rows[name] = Row(
+                name, _component(name), block, list(parameter.shape), 0, reason="made by the compensation"
+            )
             report.rows.append(rows[name])
         row = rows[name]
         row.shape = list(parameter.shape)

@@ -6,12 +6,12 @@ import dataclasses
 import json
 import re
 
+import numpy as np
 import pytest
 import yaml
 
 from optimum_ssm import ConfigurationError, SSMPrunerConfig
 from optimum_ssm.configuration import parse_recipe
-from optimum_ssm.methods import METHODS
 from optimum_ssm.sparsity.allocations import ALLOCATIONS
 
 
@@ -56,6 +56,11 @@ WRONG_TYPES = {
     "seed": [0.0, "0", None],
     "sequential": [1, "yes", None],
     "reconstruction_epochs": [1.0, "2", False],
+    "axis": [1, ["state"]],
+    "uniform_sizes": [1, None],
+    "multiple_of": [8.0, "8", True],
+    "compensation": [True, ["bias"]],
+    "norm_rescale": [None, 1],
     "reconstruction_kwargs": [None, [("lr", 1)], "lr=1"],
     "method_kwargs": [None, [("a", 1)], "a=1"],
     "allocation_kwargs": [None, ["a"]],
@@ -121,14 +126,40 @@ def test_a_list_of_names_holds_nothing_else(field):
         ),
         ({"dataset_split": "train+test[:10%]"}, "dataset_split='train+test[:10%]' is a test split"),
         ({"dataset_split": "Test_matched"}, "dataset_split='Test_matched' is a test split"),
-        ({"method": "wnada"}, "unknown method 'wnada'. Did you mean 'wanda'? Allowed: " + ", ".join(METHODS.names())),
+        ({"method": "wnada"}, "unknown method 'wnada'. Did you mean 'wanda'? Allowed: admm_grad, aire, alps, best, "),
         (
             {"allocation": "sensitivty"},
             "unknown allocation 'sensitivty'. Did you mean 'sensitivity'? Allowed: " + ", ".join(ALLOCATIONS.names()),
         ),
         ({"scope": "rows"}, "unknown scope 'rows'. Did you mean 'row'? Allowed: row, tensor, global"),
         ({"a_log_fill": "zeros"}, "unknown a_log_fill 'zeros'. Did you mean 'zero'? Allowed: memoryless, zero"),
-        ({"pattern": "structured"}, "unknown pattern 'structured'. Allowed: 'unstructured' or 'N:M' such as '2:4'"),
+        (
+            {"pattern": "dense"},
+            "unknown pattern 'dense'. Allowed: 'unstructured', 'structured' or 'N:M' such as '2:4'",
+        ),
+        ({"pattern": "structured", "method": "wanda"}, "unknown structured method 'wanda'. Allowed: aire, "),
+        ({"method": "magnitude", "multiple_of": 8}, "multiple_of=8 goes with pattern='structured' only"),
+        ({"method": "wanda", "axis": "state"}, "unknown structured method 'wanda'"),
+        (
+            {"method": "flap", "axis": "state"},
+            "method 'flap' does not score axis 'state'. Allowed: head, head_dim, channel",
+        ),
+        ({"method": "flap", "axis": "heads"}, "unknown axis 'heads'. Did you mean 'head'?"),
+        ({"method": "flap", "targets": ["in_proj"]}, "targets=['in_proj'] contradicts pattern='structured'"),
+        ({"method": "flap", "exclude": ["in_proj"]}, "exclude=['in_proj'] contradicts pattern='structured'"),
+        ({"method": "flap", "scope": "row"}, "scope='row' contradicts pattern='structured'"),
+        (
+            {"method": "last", "allocation": "last"},
+            "allocation='last' gives blocks different sizes, which uniform_sizes",
+        ),
+        (
+            {"method": "last", "allocation": "owl", "uniform_sizes": False},
+            "allocation='owl' spreads weights, not units. Allowed: global, last, uniform",
+        ),
+        ({"method": "wanda", "allocation": "last"}, "allocation='last' spreads units, not weights"),
+        ({"method": "flap", "compensation": "mean"}, "unknown compensation 'mean'. Allowed: bias, least_squares"),
+        ({"method": "flap", "norm_rescale": "masks"}, "unknown norm_rescale 'masks'. Did you mean 'mask'?"),
+        ({"method": "state_energy", "multiple_of": 0}, "multiple_of=0 must be at least 1"),
         ({"pattern": "4:2"}, "pattern '4:2' keeps 4 of 2; N:M needs 0 < N < M"),
         (
             {"method": "wanda", "method_kwargs": {"use_varient": True}},
@@ -360,3 +391,11 @@ def test_parse_recipe_takes_configs_and_mappings_alone_or_in_a_list():
 def test_parse_recipe_refuses_anything_else(value, message):
     with pytest.raises(ConfigurationError, match=message):
         parse_recipe(value)
+
+
+def test_numbers_of_numpy_are_those_that_they_print():
+    made = config(sparsity=np.float32(0.7), num_samples=np.int64(3), sequential=np.bool_(False))
+    assert (made.sparsity, made.num_samples, made.sequential) == (0.7, 3, False)
+    assert [type(v) for v in (made.sparsity, made.num_samples, made.sequential)] == [float, int, bool]
+    with pytest.raises(ConfigurationError, match="sparsity=.* must be a number, got ndarray"):
+        config(sparsity=np.array([0.5]))

@@ -75,12 +75,15 @@ class Activations:
             CalibrationError: an output is not finite; the block is named.
         """
         device = work_device(block)
-        for x, call in zip((self.hidden if inputs is None else inputs).read(device), self._calls):
-            args, kwargs = send_to_device(call, device)
-            output = _tensor(block(x, *args, **kwargs))
-            if not output.isfinite().all():
-                raise CalibrationError(f"{name}: activations are not finite; load the model in a wider dtype")
-            yield output
+        for index, x in enumerate((self.hidden if inputs is None else inputs).read(device)):
+            yield self._output(block, name, x, index)
+
+    def _output(self, block: nn.Module, name: str, x: Tensor, index: int) -> Tensor:
+        args, kwargs = send_to_device(self._calls[index], x.device)
+        output = _tensor(block(x, *args, **kwargs))
+        if not output.isfinite().all():
+            raise CalibrationError(f"{name}: activations are not finite; load the model in a wider dtype")
+        return output
 
     def through(
         self, block: nn.Module, name: str, inputs: Batches | None = None, out: Batches | None = None
@@ -108,8 +111,8 @@ class Activations:
             block's own contribution that was lost.
         """
         device, lost, whole = work_device(block), 0.0, 0.0
-        wished = zip(dense.read(device), self.hidden.read(device))
-        for index, (pruned, (d, x)) in enumerate(zip(self.outputs(block, name), wished)):
+        for index, (x, d) in enumerate(zip(self.hidden.read(device), dense.read(device))):
+            pruned = self._output(block, name, x, index)
             lost += float((pruned.float() - d.float()).square().sum())
             whole += float((d.float() - x.float()).square().sum())
             if keep:

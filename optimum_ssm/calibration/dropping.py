@@ -8,6 +8,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from accelerate.utils import tqdm
@@ -22,10 +23,15 @@ from ..methods.structures.block_drop import evaluations, greedy
 from ..surgery.drop import mute_ssm, muted, remove_blocks
 from .activations import Activations
 from .drop_plan import BLOCK, DropPlan
+from .offload import BlockWeights, work_device
 from .outcome import BlockOutcome, DropOutcome
+from .placement import Batches, Placement, choose_place
+from .ranks import current_ranks
 
 
 logger = logging.get_logger(__name__)
+
+LARGEST_LOSS = 709.0  # exp of more than this overflows float64
 
 
 def drop_units(
@@ -37,7 +43,10 @@ def drop_units(
         CalibrationError: activations are not finite, or would not be without any unit that is left.
     """
     start, blocks = time.perf_counter(), family.blocks(model)
-    dropped = _Search(model, family, plan, ids).run() if plan.count else []
+    weights, dropped = BlockWeights(model, plan.config.device), []
+    if plan.count:
+        with _placement(model, plan, ids, weights.device_of(blocks[0][1])) as placement:
+            dropped = _Search(model, family, plan, ids, weights, placement).run()
     order = {index: (rank, score) for rank, (index, score) in enumerate(dropped)}
     zeroed = {}
     for index in sorted(order) if plan.unit != BLOCK else ():
@@ -54,14 +63,25 @@ def drop_units(
 
 
 class _Search:
-    """The search for the units to drop; nothing of the model is changed when it ends. Arguments as in `drop_units`."""
+    """The search for the units to drop; nothing of the model is changed when it ends. Arguments as in `drop_units`,
+    with where blocks are worked on and where activations are kept."""
 
-    def __init__(self, model: nn.Module, family: Family, plan: DropPlan, ids: Tensor | None):
+    def __init__(
+        self,
+        model: nn.Module,
+        family: Family,
+        plan: DropPlan,
+        ids: Tensor | None,
+        weights: BlockWeights,
+        placement: Placement,
+    ):
         self.model, self.family, self.plan, self.ids = model, family, plan, ids
+        self.weights, self.placement, self.ranks = weights, placement, current_ranks()
         self.blocks = family.blocks(model)
         rounds = evaluations(len(plan.tasks), plan.count) if plan.stepwise else len(plan.tasks)
         text = f"Dropping ({plan.config.method})"
-        self._bar = tqdm(total=rounds, desc=text, unit="evaluation", disable=not sys.stderr.isatty())
+        quiet = not self.ranks.main or not sys.stderr.isatty()
+        self._bar = tqdm(total=rounds, desc=text, unit="evaluation", disable=quiet, main_process_only=False)
 
     def run(self) -> list[tuple[int, float]]:
         """The dropped units in their order, with the keep-score that each had then."""
@@ -95,18 +115,22 @@ class _Search:
             if index in left:
                 found.append(self._perplexity_without(index, stream, gone))
                 self._bar.update()
-            stream.advance(self._pass(index, stream, stream.hidden, index in gone))
+            if index < left[-1]:
+                stream.advance(self._pass(index, stream, stream.hidden, index in gone))
         return found
 
     def _perplexity_without(self, index: int, stream: Activations, gone: set[int]) -> float:
+        """exp of the mean negative log-likelihood of all predicted tokens."""
+        total, tokens = math.inf, 1
         try:
             hidden = self._pass(index, stream, stream.hidden, True)
             for later in range(index + 1, len(self.blocks)):
                 hidden = self._pass(later, stream, hidden, later in gone)
+            total, tokens = self._negative_log_likelihood(hidden)
         except CalibrationError as error:  # the model cannot do without this unit
             logger.warning(f"without the {self.plan.unit} of {self.blocks[index][0]}: {error}")
-            return math.inf
-        return self._perplexity(hidden)
+        total, tokens = self.ranks.sums(total, tokens)
+        return math.exp(total / tokens) if total / tokens < LARGEST_LOSS else math.inf
 
     def _influences(self, left: list[int]) -> list[float]:
         """1 - E cos(with, without) of the output of every block in `left`, over tokens; one pass."""
@@ -116,33 +140,41 @@ class _Search:
             if index in left:
                 without = self._pass(index, stream, stream.hidden, True)
                 alike = (F.cosine_similarity(a.float(), b.float(), dim=-1) for a, b in zip(dense, without))
-                found.append(1 - sum(float(cosines.sum(dtype=torch.float64)) for cosines in alike) / stream.tokens)
+                cosines = sum(float(cosine.sum(dtype=torch.float64)) for cosine in alike)
+                cosines, tokens = self.ranks.sums(cosines, stream.tokens)
+                found.append(1 - cosines / tokens)
                 self._bar.update()
             stream.advance(dense)
         return found
 
     def _stream(self) -> Activations:
-        return Activations(self.model, self.blocks[0][1], self.ids, self.plan.config.batch_size)
+        return Activations(self.model, self.blocks[0][1], self.ids, self.plan.config.batch_size, self.placement)
 
-    def _pass(self, index: int, stream: Activations, hidden: list[Tensor], without: bool) -> list[Tensor]:
+    def _pass(self, index: int, stream: Activations, hidden: Batches, without: bool) -> Batches:
         """Outputs of a block for every batch, with or without its unit."""
-        name, block = self.blocks[index]
-        if not without:
-            return stream.through(block, name, hidden)
-        if self.plan.unit == BLOCK:
+        if without and self.plan.unit == BLOCK:
             return hidden
-        with muted(self.family, block):
-            return stream.through(block, name, hidden)
+        name, block = self.blocks[index]
+        with self.weights.at_hand(name, block, edit=False):
+            with muted(self.family, block) if without else nullcontext():
+                return stream.through(block, name, hidden)
 
-    def _perplexity(self, hidden: list[Tensor]) -> float:
-        """exp of the mean negative log-likelihood of all predicted tokens; one sequence of logits at a time."""
-        norm = getattr(self.model.base_model, self.family.final_norm)
-        head = self.model.get_output_embeddings()
+    def _negative_log_likelihood(self, hidden: Batches) -> tuple[float, int]:
+        """Its sum over predicted tokens, and their number; one sequence of logits at a time."""
+        norm, head = getattr(self.model.base_model, self.family.final_norm), self.model.get_output_embeddings()
         total, tokens = 0.0, 0
-        for x, batch in zip(hidden, self.ids.split(self.plan.config.batch_size)):
+        for x, batch in zip(hidden.read(work_device(norm)), self.ids.split(self.plan.config.batch_size)):
             for states, row in zip(x, batch):
-                logits = head(norm(states[None]).to(head.weight.dtype))[0, :-1].float()
+                logits = head(norm(states[None]).to(head.weight))[0, :-1].float()
                 total += float(F.cross_entropy(logits, row[1:].to(logits.device), reduction="sum"))
                 tokens += len(row) - 1
-        mean = total / tokens
-        return math.exp(mean) if mean < 700 else math.inf  # the exponential overflows a float from 710 on
+        return total, tokens
+
+
+def _placement(model: nn.Module, plan: DropPlan, ids: Tensor | None, device: torch.device) -> Placement:
+    """Where activations go: what enters a block, and what comes of it without a unit, before and after the next block."""
+    if ids is None:
+        return Placement()
+    embedding = model.get_input_embeddings().weight
+    width = 4 if getattr(model.config, "residual_in_fp32", False) else embedding.element_size()
+    return Placement(choose_place(plan.config.offload, 3 * ids.numel() * embedding.shape[1] * width, device))

@@ -10,21 +10,21 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 
 import torch
-from accelerate.utils import tqdm
 from torch import Tensor, nn
 
 from ..errors import CalibrationError
+from .progress import progress
+from .ranks import ALONE, Ranks
 
 
 GRADIENT_STATISTICS = ("grad_abs", "fisher")
 
 
 def gradient_statistics(
-    model: nn.Module, wanted: Mapping[str, tuple[str, ...]], ids: Tensor, batch_size: int
+    model: nn.Module, wanted: Mapping[str, tuple[str, ...]], ids: Tensor, batch_size: int, ranks: Ranks = ALONE
 ) -> dict[str, dict[str, Tensor]]:
     """`GRADIENT_STATISTICS` of the named parameters.
 
@@ -36,6 +36,7 @@ def gradient_statistics(
         wanted (`Mapping[str, tuple[str, ...]]`): qualified names of parameters, with the statistics of each.
         ids (`Tensor`): int64, (samples, seq_len).
         batch_size (`int`): samples per backward pass; `fisher` takes one at a time.
+        ranks (`Ranks`): processes that share the batches out; a batch is the same one on one process and on several.
 
     Returns:
         `dict`: parameter name to statistic name to value.
@@ -47,13 +48,15 @@ def gradient_statistics(
     for statistic in GRADIENT_STATISTICS:
         names = [name for name, statistics in wanted.items() if statistic in statistics]
         if names:
-            sums = _gradients(model, names, ids.split(1 if statistic == "fisher" else batch_size), statistic)
+            sums = _gradients(model, names, ids.split(1 if statistic == "fisher" else batch_size), statistic, ranks)
             for name, value in sums.items():
                 found[name][statistic] = value
     return found
 
 
-def _gradients(model: nn.Module, names: list[str], batches: tuple[Tensor, ...], statistic: str) -> dict[str, Tensor]:
+def _gradients(
+    model: nn.Module, names: list[str], batches: tuple[Tensor, ...], statistic: str, ranks: Ranks
+) -> dict[str, Tensor]:
     """Mean over batches of the absolute or the squared gradient."""
     power = torch.abs if statistic == "grad_abs" else torch.square
     wanted = {name: model.get_parameter(name) for name in names}
@@ -65,7 +68,7 @@ def _gradients(model: nn.Module, names: list[str], batches: tuple[Tensor, ...], 
             parameter.requires_grad_(False)
         for parameter in wanted.values():
             parameter.requires_grad_(True)
-        for batch in tqdm(batches, desc="Gradients", unit="batch", disable=not sys.stderr.isatty()):
+        for batch in progress(batches[ranks.index :: ranks.count], "Gradients", "batch", ranks):
             batch = batch.to(device)
             with torch.enable_grad():
                 loss = _loss(model, batch)
@@ -78,6 +81,7 @@ def _gradients(model: nn.Module, names: list[str], batches: tuple[Tensor, ...], 
         for parameter, flag in flags.items():
             parameter.requires_grad_(flag)
     for name, value in sums.items():
+        ranks.sum_(value)
         if not value.isfinite().all():
             raise CalibrationError(f"{name}: its gradient is not finite")
     return sums

@@ -40,6 +40,12 @@ class MergeWork(Work[UnitTask]):
     def label(self, task: UnitTask) -> str:
         return task.label
 
+    def decided(self) -> dict[str, Any]:
+        return {}
+
+    def resume(self, decided: dict[str, Any]) -> None:
+        pass  # sizes are fixed by the plan
+
     def needs(self, task: UnitTask) -> dict[str, Need]:
         return {}
 
@@ -71,7 +77,8 @@ class MergeWork(Work[UnitTask]):
         if config.compensation is not None:
             samples = zip(place.stream.hidden, place.dense)
             forward = place.stream.forward(place.block)
-            compensate(config.compensation, place.block, self.plan.family.output, samples, forward)
+            output, total = self.plan.family.output, place.ranks.sum_
+            compensate(config.compensation, place.block, output, samples, forward, total)
         run = axis.units // kept
         removed = [group for group in range(axis.units) if group % run]
         return MergeOutcome(axis.name, task.block, axis.units, removed, merged.kept, merged)

@@ -19,10 +19,13 @@ from .activations import Activations, inference_state
 from .drop_plan import DropPlan
 from .dropping import drop_units
 from .gradients import gradient_statistics
+from .offload import BlockWeights, work_device
 from .outcome import BlockOutcome, Outcome
+from .placement import Batches, Pairs, Placement, choose_place
 from .reconstruction import Reconstruction
 from .seam import ScanSeam, replaced_scan
 from .sites import BlockStatistics, Need
+from .timing import phase
 from .work import Place, Work
 
 
@@ -55,8 +58,9 @@ def run_pass(
             return
         wanted = plan.gradient_parameters
         gradients = gradient_statistics(model, wanted, ids, plan.config.batch_size) if wanted else {}
-        work = plan.work(model, removed, gradients)
-        _Run(model, family, plan, work, seam, ids, removed).execute(on_block)
+        work, weights = plan.work(model, removed, gradients), BlockWeights(model, plan.config.device)
+        with _placement(model, family, plan, ids, weights) as placement:
+            _Run(model, family, plan, work, seam, ids, removed, weights, placement).execute(on_block)
 
 
 class _Run:
@@ -71,8 +75,12 @@ class _Run:
         seam: ScanSeam,
         ids: Tensor | None,
         removed: Mapping[str, Tensor],
+        weights: BlockWeights,
+        placement: Placement,
     ):
         self.model, self.config, self.work, self.seam, self.ids = model, plan.config, work, seam, ids
+        self.weights, self.placement = weights, placement
+        self._room: Batches | None = None  # for the outputs of a dense block; taken over from block to block
         self.removed, self.blocks = removed, family.blocks(model)
         self.reconstruction: Reconstruction = plan.reconstruction
 
@@ -80,29 +88,49 @@ class _Run:
         """Plan where the work asks for it, then prune block by block."""
         self._plan()
         stream = self._stream()
-        goal = stream.hidden if stream is not None else []  # the dense model's own stream, what reconstruction aims at
+        goal: Batches | None = None  # the dense model's own stream, what reconstruction aims at
         bar = _progress(self.blocks[: max(self.work.tasks) + 1], f"Pruning ({self.config.method})")
         for index, (name, block) in enumerate(bar):
-            start = time.perf_counter()
-            tasks = self.work.tasks.get(index, [])
-            place, values = self._collect(index, stream, {task: self.work.needs(task) for task in tasks})
-            if self.reconstruction.epochs and stream is not None:
-                goal = stream.through(block, name, goal)
+            with self.weights.at_hand(name, block, edit=index in self.work.tasks):
+                goal = self._prune(index, stream, goal, bar, on_block)
+
+    def _prune(
+        self,
+        index: int,
+        stream: Activations | None,
+        goal: Batches | None,
+        bar: Any,
+        on_block: Callable[[BlockOutcome], None],
+    ) -> Batches | None:
+        """Prune one block, whose weights are at hand, and bring the stream to the next one. Returns the goal there."""
+        start, (name, block) = time.perf_counter(), self.blocks[index]
+        tasks = self.work.tasks.get(index, [])
+        place, values = self._collect(index, stream, {task: self.work.needs(task) for task in tasks})
+        if self.reconstruction.epochs and stream is not None:
+            with phase("forward"):
+                goal = stream.through(block, name, goal, out=goal)
+        with phase("solve"):
             outcomes = [self.work.apply(place, task, values[task]) for task in tasks]
-            error = tuned = None
-            if stream is not None:
-                if outcomes and self.reconstruction.epochs:
+        error = tuned = None
+        if stream is not None:
+            if outcomes and self.reconstruction.epochs:
+                with phase("reconstruction"):
                     tuned = self._reconstruct(block, name, stream, goal, outcomes)
-                pruned = stream.through(block, name) if outcomes else place.dense
-                error = stream.relative_error(place.dense, pruned) if outcomes else None
-                stream.advance(pruned if self.config.sequential else place.dense)
-                bar.set_postfix(block_error=f"{error:.2e}" if error is not None else "-")
-            on_block(BlockOutcome(index, outcomes, error, time.perf_counter() - start, tuned))
+            if outcomes:
+                with phase("replay"):
+                    lost, whole = stream.replay(block, name, place.dense, keep=self.config.sequential)
+                error = lost / whole if whole else 0.0
+            if not outcomes or not self.config.sequential:
+                self._room = stream.advance(place.dense)
+            bar.set_postfix(block_error=f"{error:.2e}" if error is not None else "-")
+        on_block(BlockOutcome(index, outcomes, error, time.perf_counter() - start, tuned))
+        return goal
 
     def _stream(self) -> Activations | None:
         if self.ids is None:
             return None
-        return Activations(self.model, self.blocks[0][1], self.ids, self.config.batch_size)
+        with phase("embedding"):
+            return Activations(self.model, self.blocks[0][1], self.ids, self.config.batch_size, self.placement)
 
     def _plan(self) -> None:
         """A dense pass over all blocks where a task asks for one; the work then fixes its counts."""
@@ -113,29 +141,37 @@ class _Run:
         }
         if any(wanted.values()):
             stream = self._stream()
-            for index, _ in enumerate(_progress(self.blocks, "Planning")):
-                place, values = self._collect(index, stream, wanted.get(index, {}))
-                summaries |= work.summarise(place, values)
+            for index, (name, block) in enumerate(_progress(self.blocks, "Planning")):
+                with self.weights.at_hand(name, block, edit=False):
+                    place, values = self._collect(index, stream, wanted.get(index, {}))
+                    with phase("planning"):
+                        summaries |= work.summarise(place, values)
                 if stream is not None:
-                    stream.advance(place.dense)
-        work.decide(summaries)
+                    self._room = stream.advance(place.dense)
+        with phase("planning"):
+            work.decide(summaries)
 
     def _collect(
         self, index: int, stream: Activations | None, wanted: Mapping[Any, Mapping[str, Need]]
     ) -> tuple[Place, dict[Any, dict[str, Tensor]]]:
         """One forward of a block that fills the wanted statistics, by task and name."""
         name, block = self.blocks[index]
-        outputs: list[Tensor] = []
+        dense: Batches | None = None
 
         def watch(needs: list[Need]) -> BlockStatistics:
+            nonlocal dense
             statistics = BlockStatistics(block, needs, self.seam)
             if stream is not None:
-                with statistics.watching() if needs else nullcontext():
-                    outputs[:] = stream.through(block, name)
+                with phase("forward"), statistics.watching() if needs else nullcontext():
+                    if dense is None:
+                        dense = self._room = stream.through(block, name, out=self._room)
+                    else:  # it was changed since: only the statistics are new
+                        for _ in stream.outputs(block, name):
+                            pass
             return statistics
 
         statistics = watch([need for needs in wanted.values() for need in needs.values()])
-        place = Place(index, name, block, stream, list(outputs), watch)
+        place = Place(index, name, block, stream, dense, watch)
         values = {
             task: {key: statistics.of(need, self.work.label(task), place.tokens) for key, need in needs.items()}
             for task, needs in wanted.items()
@@ -167,8 +203,19 @@ class _Run:
                 for parameter, mask, values in frozen:
                     parameter[mask] = values.to(parameter.dtype)
 
-        samples = list(zip(stream.hidden, goal))
-        return self.reconstruction.tune(block, name, samples, stream.forward(block), restore)
+        pairs = Pairs(stream.hidden, goal, self.reconstruction.batch_size, work_device(block))
+        return self.reconstruction.tune(block, name, pairs, stream.forward(block), restore)
+
+
+def _placement(model: nn.Module, family: Family, plan: Any, ids: Tensor | None, weights: BlockWeights) -> Placement:
+    """Where the calibration activations of a pass go: its inputs and its dense outputs, and what reconstruction aims at."""
+    if ids is None:
+        return Placement()
+    embedding = model.get_input_embeddings().weight
+    width = 4 if getattr(model.config, "residual_in_fp32", False) else embedding.element_size()
+    copies = 3 if plan.reconstruction.epochs else 2
+    needed = copies * ids.numel() * embedding.shape[1] * width
+    return Placement(choose_place(plan.config.offload, needed, weights.device_of(family.blocks(model)[0][1])))
 
 
 def _progress(blocks: list, text: str) -> Any:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -76,7 +76,7 @@ class Placement:
             CalibrationError: the disk is full.
         """
         if self.place == "cpu":
-            return torch.empty(like.shape, dtype=like.dtype, pin_memory=like.is_cuda)
+            return torch.empty(like.shape, dtype=like.dtype, pin_memory=torch.cuda.is_available())
         path, size = self.folder / f"{self._files}.bin", like.numel() * like.element_size()
         self._files += 1
         try:
@@ -136,14 +136,14 @@ class Batches:
         """Sequences in a batch."""
         return len(self._kept[index])
 
-    def rows(self, index: int, start: int, stop: int) -> Tensor:
-        """Some sequences of one batch, on the device where it was computed."""
-        self._finish()
-        kept = self._kept[index][start:stop]
+    def rows(self, index: int, start: int, stop: int, device: torch.device | None = None) -> Tensor:
+        """Some sequences of one batch, on `device`, by default where it was computed."""
+        kept, device = self._kept[index][start:stop], self._homes[index] if device is None else device
         if self.placement.place == "device":
-            return kept
+            return kept.to(device)
         with phase("activations"):
-            return _usable(self.placement.run(self.placement.copy, None, kept, self._homes[index]).result())
+            self._finish()
+            return _usable(self.placement.run(self.placement.copy, None, kept, device).result())
 
     def __getitem__(self, index: int) -> Tensor:
         return self.rows(index, 0, self.samples(index))
@@ -189,6 +189,28 @@ class Batches:
         if self._writing is not None:
             self._writing.result()
             self._writing = None
+
+
+class Pairs(Sequence):
+    """Inputs and wished outputs of a block, some sequences at a time, for steps that come in any order.
+
+    Args:
+        inputs, wishes (`Batches`): batch for batch.
+        size (`int`): sequences in a pair at most; a pair does not reach over the end of a batch.
+        device (`torch.device`): where both of them are given.
+    """
+
+    def __init__(self, inputs: Batches, wishes: Batches, size: int, device: torch.device):
+        self.inputs, self.wishes, self.device = inputs, wishes, device
+        counts = [inputs.samples(index) for index in range(len(inputs))]
+        self._spans = [(i, a, min(a + size, count)) for i, count in enumerate(counts) for a in range(0, count, size)]
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        span = self._spans[index]
+        return self.inputs.rows(*span, self.device), self.wishes.rows(*span, self.device)
 
 
 def _usable(batch: Tensor) -> Tensor:

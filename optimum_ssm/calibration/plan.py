@@ -23,6 +23,7 @@ from ..sparsity.allocations.base import Allocation, Item
 from ..sparsity.pattern import Pattern
 from ..sparsity.selection import Selection
 from .gradients import GRADIENT_STATISTICS
+from .offload import check_offload
 from .reconstruction import Reconstruction
 from .seam import AVAILABLE_SUMS
 from .unit_plan import UnitPlan, make_unit_plan
@@ -129,7 +130,9 @@ def make_plan(model: nn.Module, family: Family, config: SSMPrunerConfig) -> Plan
             exist for this family, or the pattern fits none of the targets.
     """
     if config.structured:
-        return make_unit_plan(model, family, config)
+        units = make_unit_plan(model, family, config)
+        check_offload(model, units)
+        return units
     kwargs = dict(config.method_kwargs)
     if "seed" in {field.name for field in dataclasses.fields(METHODS.get(config.method))}:
         kwargs.setdefault("seed", config.seed)
@@ -157,6 +160,7 @@ def make_plan(model: nn.Module, family: Family, config: SSMPrunerConfig) -> Plan
         raise ConfigurationError(
             f"pattern {config.pattern!r} fits none of the targets: {next(iter(plan.unfit.values()))}"
         )
+    check_offload(model, plan)
     _warn_about_a_log(plan)
     return plan
 
@@ -178,10 +182,6 @@ def _add(plan: Plan, target: Target, model: nn.Module, family: Family) -> None:
                 f"{family.recurrence} recurrence does not give; it gives: {', '.join(AVAILABLE_SUMS[family.recurrence])}"
             )
     parameter = model.get_parameter(target.parameter)
-    if parameter.is_meta:
-        raise ConfigurationError(
-            f"{target.parameter} is offloaded; load the model without cpu or disk offload to prune it"
-        )
     shape = parameter[target.rows].squeeze(1).shape if kind == "conv" else parameter[target.rows].shape
     if plan.pattern.is_n_m and (len(shape) != 2 or not plan.pattern.fits(shape[1])):
         plan.unfit[target.label] = (

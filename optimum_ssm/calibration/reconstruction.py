@@ -5,13 +5,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import CalibrationError, ConfigurationError
+from .ranks import ALONE, Ranks
 
 
 @dataclass
@@ -23,7 +24,7 @@ class Reconstruction:
     Args:
         epochs (`int`): passes over the calibration blocks; 0 turns reconstruction off.
         lr (`float`): highest learning rate; it falls to 0 along a cosine.
-        batch_size (`int`): calibration blocks per step.
+        batch_size (`int`): calibration blocks per step, of all processes together; with more processes, one of each.
     """
 
     epochs: int = 0
@@ -41,18 +42,21 @@ class Reconstruction:
         self,
         block: nn.Module,
         name: str,
-        samples: list[tuple[Tensor, Tensor]],
+        pairs: Sequence[tuple[Tensor, Tensor]],
         forward: Callable[[Tensor], Tensor],
         restore: Callable[[], None],
+        ranks: Ranks = ALONE,
     ) -> tuple[float, float]:
         """Tune a block in place.
 
         Args:
             block (`nn.Module`): the pruned block.
             name (`str`): its name for messages.
-            samples (`list[tuple[Tensor, Tensor]]`): inputs and wished outputs, (batch, seq_len, hidden) each.
+            pairs (`Sequence[tuple[Tensor, Tensor]]`): inputs and wished outputs of one step, (batch_size, seq_len,
+                hidden) each.
             forward (`Callable`): the block's output for an input.
             restore (`Callable`): sets removed entries back to what stands for removed.
+            ranks (`Ranks`): processes that tune the same block, each on its own pairs: gradients are added up.
 
         Returns:
             `tuple[float, float]`: ‖block(x) - dense‖² / ‖dense - x‖² over all samples, before and after.
@@ -60,55 +64,68 @@ class Reconstruction:
         Raises:
             CalibrationError: the loss is not finite.
         """
-        pairs = [pair for x, wish in samples for pair in zip(x.split(self.batch_size), wish.split(self.batch_size))]
-        scale = sum(float((wish.float() - x.float()).square().sum()) for x, wish in pairs)
+        (scale,) = ranks.sums(sum(float((wish.float() - x.float()).square().sum()) for x, wish in pairs))
         parameters = list(block.parameters())
         flags, dtypes = [p.requires_grad for p in parameters], [p.dtype for p in parameters]
         gradients = [p.grad for p in parameters]  # the user's: neither to be stepped along nor to be lost
-        before = self._loss(pairs, forward) / scale
+        before = self._loss(pairs, forward, ranks) / scale
         saved = [p.detach().clone() for p in parameters]
         for parameter in parameters:
             parameter.grad = None
         block.float()  # steps of the size of the learning rate would be lost in bfloat16
         try:
-            self._steps(block, name, pairs, scale / len(pairs), forward, restore)
+            self._steps(block, name, pairs, scale, forward, restore, ranks)
         finally:
             for parameter, dtype, flag, gradient in zip(parameters, dtypes, flags, gradients):
                 parameter.data = parameter.data.to(dtype)
                 parameter.requires_grad_(flag)
                 parameter.grad = gradient
         restore()
-        after = self._loss(pairs, forward) / scale
+        after = self._loss(pairs, forward, ranks) / scale
         if after >= before:  # never leave a block worse than pruning left it
             for parameter, value in zip(parameters, saved):
                 parameter.copy_(value)
             after = before
         return before, after
 
-    def _loss(self, pairs: list[tuple[Tensor, Tensor]], forward: Callable[[Tensor], Tensor]) -> float:
-        return sum(float((forward(x).float() - wish.float()).square().sum()) for x, wish in pairs)
+    def _loss(self, pairs: Sequence[tuple[Tensor, Tensor]], forward: Callable[[Tensor], Tensor], ranks: Ranks) -> float:
+        return ranks.sums(sum(float((forward(x).float() - wish.float()).square().sum()) for x, wish in pairs))[0]
 
     def _steps(
         self,
         block: nn.Module,
         name: str,
-        pairs: list[tuple[Tensor, Tensor]],
+        pairs: Sequence[tuple[Tensor, Tensor]],
         scale: float,
         forward: Callable[[Tensor], Tensor],
         restore: Callable[[], None],
+        ranks: Ranks,
     ) -> None:
         parameters = [parameter.requires_grad_(True) for parameter in block.parameters()]
         optimizer = torch.optim.Adam(parameters, lr=self.lr, betas=(0.9, 0.95))
-        steps = self.epochs * len(pairs)
+        count = max(ranks.gather(len(pairs)))  # some processes may have a pair less than others
+        steps, scale = self.epochs * count, scale / count
         for step in range(steps):
-            x, wish = pairs[step % len(pairs)]
             for group in optimizer.param_groups:
                 group["lr"] = self.lr * 0.5 * (1 + math.cos(math.pi * step / steps))
-            with torch.enable_grad():
-                loss = (forward(x).float() - wish.float()).square().sum() / scale
-                loss.backward()
-            if not torch.isfinite(loss):
+            loss = 0.0
+            if step % count < len(pairs):
+                x, wish = pairs[step % count]
+                with torch.enable_grad():
+                    loss = (forward(x).float() - wish.float()).square().sum() / scale
+                    loss.backward()
+            if not ranks.alone:
+                _add_up(parameters, ranks)
+            if not math.isfinite(ranks.sums(float(loss))[0]):
                 raise CalibrationError(f"{name}: block reconstruction diverged; lower its lr of {self.lr:g}")
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             restore()
+
+
+def _add_up(parameters: list[nn.Parameter], ranks: Ranks) -> None:
+    """Give every process the gradient of the loss over the pairs of all of them."""
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        ranks.sum_(parameter.grad)

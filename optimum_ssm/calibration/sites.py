@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from ..errors import CalibrationError
 from ..families.base import Site
+from .ranks import Ranks
 from .seam import ScanSeam
 from .statistics import Statistic, site_statistic
+from .timing import phase
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class BlockStatistics:
         self.block, self.seam = block, seam
         self.needs = list(dict.fromkeys(needs))
         self._sites = {need: site_statistic(need.statistic, need.taps) for need in self.needs if need.site.end != "scan"}
+        self._finished: dict[Need, Tensor] = {}
         self._scan_names = tuple(dict.fromkeys(need.statistic for need in self.needs if need.site.end == "scan"))
 
     @contextmanager
@@ -67,6 +70,28 @@ class BlockStatistics:
             self._scan_sums, self._scan_tokens = self.seam.sums, self.seam.tokens
             self.seam.start(())
 
+    def reduce(self, ranks: Ranks) -> None:
+        """Add up what all processes saw; afterwards each holds the same sums and counts.
+
+        Raises:
+            CalibrationError: some of the processes saw a site and others did not.
+        """
+        if ranks.alone or not self.needs:
+            return
+        statistics = list(self._sites.values())
+        counts = [statistic.tokens for statistic in statistics] + [self._scan_tokens]
+        seen = ranks.gather(counts)
+        if any((count > 0) != (other > 0) for counts in seen for count, other in zip(counts, seen[0])):
+            raise CalibrationError("the processes do not see the same inputs; give all of them the same model")
+        *tokens, self._scan_tokens = [sum(column) for column in zip(*seen)]
+        for statistic, total in zip(statistics, tokens):
+            statistic.tokens = total
+            if statistic.sum is not None:
+                ranks.sum_(statistic.sum)
+        for name in self._scan_names:
+            if name in self._scan_sums:
+                ranks.sum_(self._scan_sums[name])
+
     def of(self, need: Need, label: str, tokens: int) -> Tensor:
         """A finished statistic.
 
@@ -79,6 +104,8 @@ class BlockStatistics:
             CalibrationError: the site saw another number of tokens, none of its inputs ever fired, or a sum is not
                 finite.
         """
+        if need in self._finished:
+            return self._finished[need]
         if need.site.end == "scan":
             seen, value = self._scan_tokens, self._scan_sums.get(need.statistic)
         else:
@@ -90,13 +117,15 @@ class BlockStatistics:
             raise CalibrationError(f"{label}: its calibration inputs are not finite ({need.statistic})")
         if need.site.end != "scan" and not value.any():
             raise CalibrationError(f"{label}: its input is zero for every calibration token ({need.statistic})")
+        self._finished[need] = value  # segments of a weight are given one tensor, and share what is derived from it
         return value
 
 
 def _hook(watched: list[tuple[Site, Statistic]]) -> Any:
     def see(module: nn.Module, args: tuple, output: Any = None) -> None:
         x = args[0] if output is None else output
-        for site, statistic in watched:
-            statistic.update(x if site.columns is None else x[..., site.columns[0] : site.columns[1]])
+        with phase("statistics"):
+            for site, statistic in watched:
+                statistic.update(x if site.columns is None else x[..., site.columns[0] : site.columns[1]])
 
     return see

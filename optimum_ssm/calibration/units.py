@@ -46,6 +46,12 @@ class UnitWork(Work[UnitTask]):
     def label(self, task: UnitTask) -> str:
         return task.label
 
+    def decided(self) -> dict[str, Any]:
+        return {task.label: kept for task, kept in self._keep.items()}
+
+    def resume(self, decided: dict[str, Any]) -> None:
+        self._keep = {task: decided[task.label] for task in self.plan.tasks}
+
     def needs(self, task: UnitTask) -> dict[str, Need]:
         parts = {part.name: part for part in (*task.axis.owned, *task.axis.read)}
         scan = Site(self.plan.family.mixer_name, "scan")
@@ -102,7 +108,8 @@ class UnitWork(Work[UnitTask]):
         if config.compensation is not None:
             samples = zip(place.stream.hidden, place.dense)
             forward = place.stream.forward(place.block)
-            compensate(config.compensation, place.block, self.plan.family.output, samples, forward)
+            output, total = self.plan.family.output, place.ranks.sum_
+            compensate(config.compensation, place.block, output, samples, forward, total)
         return UnitOutcome(axis.name, task.block, axis.units, removed.nonzero().flatten().tolist(), kept)
 
     def _scores(self, place: Place, task: UnitTask, values: Values, remove: int) -> Tensor:
@@ -142,8 +149,9 @@ class UnitWork(Work[UnitTask]):
             for x in place.stream.hidden:
                 place.stream.forward(place.block)(x)
         finally:
-            mean = watched.close()
-        return mean
+            watched.close()
+        total, tokens = place.ranks.sums(watched.total, watched.tokens)
+        return total / tokens if tokens else 0.0
 
 
 def _gather(tensor: Tensor, part: Owned) -> Tensor:

@@ -36,6 +36,8 @@ class WeightWork(Work[Task]):
         gradients (`Mapping[str, Mapping[str, Tensor]]`): parameter name to statistics of the loss gradient.
     """
 
+    independent = True
+
     def __init__(
         self,
         model: nn.Module,
@@ -51,6 +53,19 @@ class WeightWork(Work[Task]):
 
     def label(self, task: Task) -> str:
         return task.target.label
+
+    def decided(self) -> dict[str, Any]:
+        return {target.label: count for target, count in self._counts.items()}
+
+    def resume(self, decided: dict[str, Any]) -> None:
+        self._counts = {task.target: decided[task.target.label] for task in self.plan.tasks}
+
+    def entries(self, task: Task) -> Tensor:
+        return self.model.get_parameter(task.target.parameter)[task.target.rows]
+
+    def cost(self, task: Task, values: Values) -> float:
+        grams = [value for name, value in values.items() if name.endswith("gram")]  # updates and an inverse
+        return task.size + sum(task.size * gram.shape[-1] + gram.numel() * gram.shape[-1] for gram in grams)
 
     def needs(self, task: Task) -> dict[str, Need]:
         return self._local(task, task.statistics)

@@ -7,12 +7,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor, nn
 
+from ..errors import ConfigurationError
 from .activations import Activations
 from .outcome import Outcome
+from .placement import Batches
+from .ranks import ALONE, Ranks
 from .sites import BlockStatistics, Need
 
 
@@ -29,16 +32,18 @@ class Place:
         name (`str`): qualified name.
         block (`nn.Module`): the block.
         stream (`Activations`, *optional*): its calibration inputs.
-        dense (`list[Tensor]`): its outputs on them before anything was changed.
+        dense (`Batches`, *optional*): its outputs on them before anything was changed.
         watch (`Callable`): `watch(needs)` runs the block once more over its inputs and gives the finished statistics.
+        ranks (`Ranks`): the processes, each with its own part of the inputs; statistics are those of all of them.
     """
 
     index: int
     name: str
     block: nn.Module
     stream: Activations | None
-    dense: list[Tensor]
+    dense: Batches | None
     watch: Callable[[list[Need]], BlockStatistics]
+    ranks: Ranks = ALONE
 
     @property
     def tokens(self) -> int:
@@ -51,8 +56,13 @@ class Work(ABC, Generic[T]):
 
     Attributes:
         tasks (`dict[int, list]`): by index of the block.
+
+    Class attributes:
+        independent: whether every task of a block reads and changes nothing but its own `entries`, so that several
+            processes can share them out.
     """
 
+    independent: ClassVar[bool] = False
     tasks: dict[int, list[T]]
 
     @abstractmethod
@@ -74,6 +84,22 @@ class Work(ABC, Generic[T]):
     @abstractmethod
     def decide(self, summaries: dict[T, Any]) -> None:
         """Fix how much every task removes."""
+
+    def decided(self) -> dict[str, Any]:
+        """What `decide` fixed, JSON-ready, for a run that goes on later."""
+        raise ConfigurationError(f"resume_from cannot keep the plan of {type(self).__name__}; leave it out for this pass")
+
+    def resume(self, decided: dict[str, Any]) -> None:
+        """Take what `decided` gave an earlier run, in place of `decide`."""
+        raise ConfigurationError(f"resume_from cannot keep the plan of {type(self).__name__}; leave it out for this pass")
+
+    def entries(self, task: T) -> Tensor:
+        """Where tasks are independent: the part of a parameter that a task changes, as a view."""
+        raise NotImplementedError
+
+    def cost(self, task: T, values: Values) -> float:
+        """Where tasks are independent: about how many multiplications a task takes."""
+        raise NotImplementedError
 
     @abstractmethod
     def apply(self, place: Place, task: T, values: Values) -> Outcome:

@@ -42,6 +42,8 @@ def inspect_checkpoint(source: str | os.PathLike, **kwargs: Any) -> PruningRepor
         row.reason = "not removed"
         if target.parameter in masks:
             set_removed(row, masks[target.parameter], target)
+    for name in masks.keys() - {target.parameter for target in declared_targets(family, model)}:
+        rows[name].pruned = int(masks[name].sum())
     if made is not None:
         report.perplexity = made.perplexity
     return report

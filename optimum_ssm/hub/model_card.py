@@ -103,7 +103,8 @@ def is_hub_id(name: str) -> bool:
 
 def _fills(model: PreTrainedModel, recipe: list[SSMPrunerConfig], report: PruningReport) -> dict[str, list[float]]:
     """What removed entries of `A_log` hold, by name of the fill: passes may differ, and not every pass touches `A_log`."""
-    weights = [model.get_parameter(row.name) for row in report.rows if row.component == "A_log" and row.pruned]
+    rows = [row for row in report.rows if row.component == "A_log" and row.pruned and not row.dropped]
+    weights = [model.get_parameter(row.name) for row in rows]
     found: dict[str, set[float]] = {}
     for config in recipe if weights else ():
         value = 0.0 if config.a_log_fill == "zero" else float(config.memoryless_value)

@@ -23,6 +23,7 @@ from ._quadratic import (
     input_scale,
     squared_error,
 )
+from ._sharing import once_per_matrix
 from .base import Statistics, WeightMethod
 
 
@@ -147,6 +148,7 @@ class ALPS(WeightMethod):
         return solution
 
 
+@once_per_matrix
 def _decompose(gram: Tensor, damping: float) -> tuple[Quadratic, Tensor, Tensor]:
     """The damped problem, and eigenvalues (..., n) and eigenvectors (..., n, n) of its matrix in float64."""
     for raised in backed_off(damping):

@@ -15,6 +15,7 @@ from ..errors import ConfigurationError
 from ..sparsity.pattern import Pattern
 from ..sparsity.selection import Selection, split_evenly
 from . import register_method
+from ._sharing import once_per_matrix
 from .base import Statistics, WeightMethod
 
 
@@ -78,7 +79,12 @@ class SparseGPT(WeightMethod):
 
     def _factor(self, statistics: Statistics, kind: str) -> tuple[Tensor, Tensor]:
         gram = statistics["conv_gram" if kind == "conv" else "gram"]
-        return inverse_factor(2 * gram.double(), self.percdamp)
+        return _of_gram(gram, self.percdamp)
+
+
+@once_per_matrix
+def _of_gram(gram: Tensor, percdamp: float) -> tuple[Tensor, Tensor]:
+    return inverse_factor(2 * gram.double(), percdamp)
 
 
 def inverse_factor(hessian: Tensor, percdamp: float) -> tuple[Tensor, Tensor]:

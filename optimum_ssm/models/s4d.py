@@ -65,7 +65,9 @@ class S4DLayer(nn.Module):
         self.hidden_size, self.dt_range, self.dropout = hidden_size, (dt_min, dt_max), dropout
         size = ssm_size // 2 if state_size is None else state_size
         if not 1 <= size <= ssm_size // 2:
-            raise ConfigurationError(f"state_size={size} is not from 1 to {ssm_size // 2}, half of ssm_size={ssm_size}")
+            raise ConfigurationError(
+                f"state_size={size} is not from 1 to {ssm_size // 2}, half of ssm_size={ssm_size}"
+            )
         self.log_A_real = nn.Parameter(torch.empty(hidden_size, size))
         self.A_imag = nn.Parameter(torch.empty(hidden_size, size))
         self.C = nn.Parameter(torch.empty(hidden_size, size, 2))

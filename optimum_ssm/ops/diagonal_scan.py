@@ -36,7 +36,9 @@ def discretise(poles: Tensor, step: Tensor, rule: str = "zoh") -> tuple[Tensor, 
     if rule == "bilinear":
         return (1 + z / 2) / (1 - z / 2), step / (1 - z / 2)
     small = z.abs() < _SERIES_BELOW
-    safe = torch.where(small, torch.ones_like(z), z)  # a quotient by 0 would also spoil the gradient of the other branch
+    safe = torch.where(
+        small, torch.ones_like(z), z
+    )  # a quotient by 0 would also spoil the gradient of the other branch
     series = 1 + z / 2 * (1 + z / 3 * (1 + z / 4))
     return torch.exp(z), step * torch.where(small, series, torch.expm1(safe) / safe)
 

@@ -21,6 +21,7 @@ def compensate(
     output: str,
     samples: Iterable[tuple[Tensor, Tensor]],
     forward: Callable[[Tensor], Tensor],
+    total: Callable[[Tensor], Tensor] = lambda tensor: tensor,
 ) -> None:
     """Change the output projection so that the cut block comes nearer to what the dense one gave.
 
@@ -35,6 +36,7 @@ def compensate(
         output (`str`): path of the projection inside the block.
         samples (`Iterable[tuple[Tensor, Tensor]]`): inputs and dense outputs of the block, (B, L, hidden) each.
         forward (`Callable`): the block as a function of its input.
+        total (`Callable`): adds a sum over samples up over all processes, in place, where others have other samples.
 
     Raises:
         CalibrationError: the Gram matrix cannot be inverted.
@@ -59,7 +61,10 @@ def compensate(
                 cross.addmm_(lost.T, u)
     finally:
         handle.remove()
+    tokens = int(total(torch.tensor(tokens, device=device)))
     with torch.no_grad():
+        for part in (residual_mean,) if kind == "bias" else (gram, cross):
+            total(part)
         if kind == "bias":
             _add_bias(linear, (residual_mean / tokens).float())
         else:

@@ -33,7 +33,9 @@ def remove_blocks(model: PreTrainedModel, family: Family, removed: Sequence[int]
     names = [name for name, _ in family.blocks(model)]
     gone, count = set(removed), len(names)
     if not gone <= set(range(count)) or len(gone) >= count:
-        raise ConfigurationError(f"cannot remove blocks {sorted(gone)} of {count}: allowed are 0 to {count - 1}, not all")
+        raise ConfigurationError(
+            f"cannot remove blocks {sorted(gone)} of {count}: allowed are 0 to {count - 1}, not all"
+        )
     kept = [i for i in range(count) if i not in gone]
     layers = getattr(model.base_model, family.layers)
     for index in sorted(gone, reverse=True):

@@ -259,3 +259,20 @@ def test_a_generator_of_texts_is_text_or_refused_by_the_librarys_own_error(token
     except ConfigurationError:
         return
     assert torch.equal(found, blocks(ROWS, tokenizer))
+
+
+@pytest.mark.parametrize("values", [{"dataset_name": "en"}, {"dataset_split": "train"}])
+def test_names_of_parts_of_a_hub_dataset_are_refused_beside_anything_else(text_file, tokenizer, values):
+    (field,) = values
+    with pytest.raises(ConfigurationError, match=f"{field}=.* names a part of a dataset on the Hub, but .* is a file"):
+        blocks(text_file, tokenizer, **values)
+    with pytest.raises(ConfigurationError, match="but this one is a list; leave it out"):
+        blocks([list(range(16))] * 5, **values)
+
+
+@pytest.mark.parametrize("make", [np.array, list, tuple, lambda ids: [np.int32(i) for i in ids], lambda ids: [list(ids)]])
+def test_ids_of_any_make_are_the_same_blocks(make):
+    ids = list(range(200))
+    assert torch.equal(blocks(make(ids)), blocks(torch.tensor(ids)))
+    rows = np.arange(80, dtype=np.uint16).reshape(5, 16)
+    assert torch.equal(blocks(rows), torch.arange(80).reshape(5, 16))

@@ -174,3 +174,15 @@ def test_reconstruction_parameters_without_reconstruction_are_refused(tiny_mamba
     config = SSMPrunerConfig(method="magnitude", sparsity=0.5, reconstruction_kwargs={"lr": 1e-3})
     with pytest.raises(ConfigurationError, match="reconstruction_epochs of at least 1"):
         make_plan(tiny_mamba, family_of(tiny_mamba), config)
+
+
+@pytest.mark.parametrize("options, warned", [
+    ({"a_log_fill": "zero"}, "a_log_fill='zero' changes nothing: A_log is not among the targets"),
+    ({"memoryless_value": 20.0}, "memoryless_value=20.0 changes nothing: A_log is not among the targets"),
+    ({}, ""),
+])  # fmt: skip
+def test_a_fill_for_nothing_is_warned_about(
+    tiny_mamba: PreTrainedModel, warnings: Callable[[], str], options: dict[str, object], warned: str
+) -> None:
+    plan_of(tiny_mamba, method="magnitude", targets=["in_proj"], **options)
+    assert warnings() == warned

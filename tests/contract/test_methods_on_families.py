@@ -20,6 +20,7 @@ from optimum_ssm.sparsity.selection import round_half_up
 
 MODEL_TYPES = sorted(kind for _, family in FAMILIES.items() for kind in family.model_types)
 TUNING = [name for name in METHODS.names() if METHODS.get(name).default_reconstruction_epochs]
+OF_WEIGHTS = [name for name, entry in ALLOCATIONS.items() if "weights" in entry.spreads]
 PATTERNS = {"half": {"sparsity": 0.5}, "2:4": {"pattern": "2:4"}}
 
 every_method = pytest.mark.parametrize("method", METHODS.names())
@@ -182,7 +183,7 @@ def test_any_share_is_met_to_the_entry(run, method, model_type, share):
         assert int(pruner.masks[name].sum()) == round_half_up(share * pruner.masks[name].numel()), name
 
 
-@pytest.mark.parametrize("allocation", ALLOCATIONS.names())
+@pytest.mark.parametrize("allocation", OF_WEIGHTS)
 @every_model
 @every_method
 def test_every_allocation_spends_the_same_budget(run, method, model_type, allocation):

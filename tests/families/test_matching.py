@@ -164,3 +164,10 @@ def test_a_target_knows_its_rows_and_its_names(tiny_mamba2):
     assert target.parameter == "backbone.layers.1.mixer.in_proj.weight"
     assert target.rows == slice(128, 144)
     assert declared[0].rows == slice(None)
+
+
+def test_an_exclude_that_reaches_no_target_is_warned_about(select, caplog):
+    select(["in_proj"], ["A_log", "in_proj.z"])
+    assert [r.getMessage() for r in caplog.records] == [
+        "exclude 'A_log' changes nothing: no weight that it names is among the targets"
+    ]

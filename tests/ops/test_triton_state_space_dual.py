@@ -90,7 +90,11 @@ def test_equals_the_recurrence_in_float64(triton_device, sizes):
 @pytest.mark.parametrize("missing", [(), *((name,) for name in OPTIONAL), OPTIONAL])
 def test_equals_torch(triton_device, missing):
     inputs = {name: tensor for name, tensor in on(triton_device, make_inputs()).items() if name not in missing}
-    options = {"dt_softplus": True, "dt_limit": (0.05, 0.6) if missing else (0.0, math.inf), "return_final_states": True}
+    options = {
+        "dt_softplus": True,
+        "dt_limit": (0.05, 0.6) if missing else (0.0, math.inf),
+        "return_final_states": True,
+    }
     (y, state, sums), (got_y, got_state, got) = (
         (*state_space_dual(**inputs, **options, sums=sums, backend=backend), sums)
         for backend, sums in ((name, sums_for(inputs, triton_device)) for name in ("torch", "triton"))

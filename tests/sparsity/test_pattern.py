@@ -21,12 +21,12 @@ def test_unstructured_leaves_the_share_to_the_config():
     assert all(pattern.fits(columns) for columns in (1, 7, 10))
 
 
-@pytest.mark.parametrize("text", ["", "2", "2:", "2/4", "-1:4", "two:four", "2:4 ", "structured", "2:4:8"])
+@pytest.mark.parametrize("text", ["", "2", "2:", "2/4", "-1:4", "two:four", "2:4 ", "structural", "2:4:8"])
 def test_other_texts_are_refused_with_the_allowed_spellings(text):
     with pytest.raises(ConfigurationError) as caught:
         Pattern.parse(text)
     assert repr(text) in str(caught.value)
-    assert "'unstructured' or 'N:M'" in str(caught.value)
+    assert "'unstructured', 'structured' or 'N:M'" in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["0:4", "4:4", "5:4", "0:0"])

@@ -1,0 +1,247 @@
+# Copyright 2026 The optimum_ssm authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+"""Weights of a block, brought to where it is worked on and let go of afterwards.
+
+A model that accelerate has offloaded holds meta parameters: each module's hook brings the values in for a forward and
+drops them again, so what is written into them is lost. A block is pruned without its hooks, on real parameters. What
+comes of it stays in main memory, or in a file beside the temporary directory's others where memory is short, and hooks
+of the same kind bring it in from there: forward, generate and save_pretrained see the pruned weights. Files that the
+model was loaded from are only read.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.hooks import AlignDevicesHook, ModelHook, add_hook_to_module, remove_hook_from_module
+from accelerate.utils import OffloadedWeightsLoader, PrefixedDataset, align_module_device, has_offloaded_params
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers.utils import logging
+
+from ..errors import ConfigurationError
+from .placement import fits_memory
+from .timing import phase
+
+
+logger = logging.get_logger(__name__)
+
+_folders: weakref.WeakKeyDictionary[nn.Module, Path] = weakref.WeakKeyDictionary()
+
+
+def work_device(module: nn.Module) -> torch.device:
+    """Where a module computes: of its parameters, or where its hook brings offloaded ones."""
+    parameter = next(module.parameters())
+    if not parameter.is_meta:
+        return parameter.device
+    for part in module.modules():
+        if has_offloaded_params(part) and part._hf_hook.execution_device is not None:
+            device = part._hf_hook.execution_device
+            return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+    return parameter.device
+
+
+def is_offloaded(model: nn.Module) -> bool:
+    """Whether any parameter has no values at its place."""
+    return any(parameter.is_meta for parameter in model.parameters())
+
+
+def check_offload(model: nn.Module, plan: Any) -> None:
+    """Refuse what cannot be done to a model whose parameters are offloaded, before anything is.
+
+    Args:
+        model (`nn.Module`): the model.
+        plan (`Plan`, `UnitPlan` or `DropPlan`): a pass over it.
+
+    Raises:
+        ConfigurationError: the pass needs the whole model at once, or a parameter has neither values nor a hook of
+            accelerate that could bring them; it is named.
+    """
+    if not is_offloaded(model):
+        return
+    config = plan.config
+    reasons = {
+        f"method={config.method!r} takes gradients through the whole model": getattr(plan, "gradient_parameters", {}),
+        "axis='block' changes the list of blocks": hasattr(plan, "unit"),
+        "compensation='bias' adds parameters": config.compensation == "bias",
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise ConfigurationError(
+                f"{reason}, which an offloaded model does not allow; load it without cpu or disk offload"
+            )
+    targets = [getattr(task, "target", None) for task in plan.tasks]
+    for name in [target.parameter for target in targets if target is not None]:
+        module = model.get_submodule(name.rpartition(".")[0])
+        if model.get_parameter(name).is_meta and not has_offloaded_params(module):
+            raise ConfigurationError(
+                f"{name} is offloaded, and no hook of accelerate brings its values; load the model with a device_map, or "
+                "without offload"
+            )
+
+
+def read_parameter(model: nn.Module, name: str) -> Tensor:
+    """The values of a parameter in main memory, also of an offloaded one; not to be written to."""
+    path, _, leaf = name.rpartition(".")
+    module = model.get_submodule(path)
+    if not getattr(module, leaf).is_meta:
+        return getattr(module, leaf).detach().cpu()
+    with align_module_device(module, torch.device("cpu")):
+        return getattr(module, leaf).detach().clone()
+
+
+class BlockWeights:
+    """Brings the blocks of a model to where they are worked on, one at a time.
+
+    Args:
+        model (`nn.Module`): the model.
+        device (`str`, *optional*): where blocks in main memory are brought; default: they are worked on where they are.
+            Offloaded blocks go to the device that their hooks name.
+    """
+
+    def __init__(self, model: nn.Module, device: str | None = None):
+        self.model, self.device = model, None if device is None else torch.device(device)
+
+    def device_of(self, block: nn.Module) -> torch.device:
+        """Where a block will be worked on."""
+        there = work_device(block)
+        return self.device if self.device is not None and not is_offloaded(block) else there
+
+    @contextmanager
+    def at_hand(self, name: str, block: nn.Module, *, edit: bool) -> Iterator[None]:
+        """While the context is open, the block has real parameters on the device where it is worked on.
+
+        Args:
+            name (`str`): its qualified name in the model.
+            block (`nn.Module`): the block.
+            edit (`bool`): what was changed stays; without it, what the block was is put back.
+        """
+        if is_offloaded(block):
+            yield from self._offloaded(name, block, edit)
+        elif self.device is not None and self.device != next(block.parameters()).device:
+            yield from self._moved(block)
+        else:
+            yield
+
+    def _moved(self, block: nn.Module) -> Iterator[None]:
+        home = next(block.parameters()).device
+        with phase("weights"):
+            _move(block, self.device)
+        try:
+            yield
+        finally:
+            with phase("weights"):
+                _move(block, home)
+
+    def _offloaded(self, name: str, block: nn.Module, edit: bool) -> Iterator[None]:
+        with phase("weights"):
+            device = work_device(block)
+            hooks = {module: module._hf_hook for module in block.modules() if hasattr(module, "_hf_hook")}
+            metas = {module: dict(module.named_parameters(recurse=False)) for module in hooks}
+            values = {module: _values(module) for module in hooks if has_offloaded_params(module)}
+            remove_hook_from_module(block, recurse=True)
+            for module, found in values.items():
+                for leaf, value in found.items():
+                    setattr(module, leaf, nn.Parameter(value, requires_grad=metas[module][leaf].requires_grad))
+        try:
+            yield
+        finally:
+            with phase("weights"):
+                if not edit:
+                    for module in values:
+                        for leaf, meta in metas[module].items():
+                            setattr(module, leaf, meta)
+                    _hook(hooks)
+                else:
+                    self._let_go(name, block, hooks, list(values), device)
+
+    def _let_go(
+        self,
+        name: str,
+        block: nn.Module,
+        hooks: Mapping[nn.Module, ModelHook],
+        modules: list[nn.Module],
+        device: torch.device,
+    ) -> None:
+        """Keep a changed block in main memory, or on disk if it does not fit, and let its hooks know."""
+        paths = {module: path for path, module in block.named_modules()}
+        size = sum(p.numel() * p.element_size() for p in block.parameters())
+        in_memory = _place(self.model, name) == "cpu" or fits_memory(size)
+        for module in modules:
+            _forget(hooks[module])
+        if in_memory:
+            _set_place(self.model, name)
+            if device.type == "cpu":
+                return  # real parameters where they are computed with: nothing to bring
+            state = {key: parameter.detach().cpu() for key, parameter in block.named_parameters()}
+            weights: Mapping[str, Tensor] = state
+        else:
+            logger.info(f"{name}: main memory is short of {size:,} bytes, the pruned block is kept on disk")
+            weights = _write(self.model, name, block, device)
+        for module in modules:
+            hooks[module].weights_map = PrefixedDataset(weights, f"{paths[module]}." if paths[module] else "")
+        _hook(hooks)
+
+
+def _values(module: nn.Module) -> dict[str, Tensor]:
+    """Copies of a module's own parameters on the device where it computes; the originals are not to be written to."""
+    with align_module_device(module):
+        return {name: parameter.detach().clone() for name, parameter in module.named_parameters(recurse=False)}
+
+
+def _hook(hooks: Mapping[nn.Module, ModelHook]) -> None:
+    for module, hook in hooks.items():
+        add_hook_to_module(module, hook)
+
+
+def _forget(hook: AlignDevicesHook) -> None:
+    """Free the values before the change, where accelerate holds them for the whole model in main memory."""
+    if isinstance(hook.weights_map, PrefixedDataset):
+        store = getattr(hook.weights_map.dataset, "state_dict", hook.weights_map.dataset)
+        if isinstance(store, dict):
+            for key in [key for key in store if key.startswith(hook.weights_map.prefix)]:
+                store.pop(key)
+
+
+def _move(block: nn.Module, device: torch.device) -> None:
+    """As `block.to(device)`: parameters stay the objects that they are."""
+    for tensor in (*block.parameters(), *block.buffers()):
+        tensor.data = tensor.data.to(device)
+
+
+def _write(model: nn.Module, name: str, block: nn.Module, device: torch.device) -> OffloadedWeightsLoader:
+    """The block's parameters in a file that lives as long as the model."""
+    if model not in _folders:
+        _folders[model] = Path(tempfile.mkdtemp(prefix="optimum_ssm_weights_"))
+        weakref.finalize(model, shutil.rmtree, _folders[model], ignore_errors=True)
+    path = _folders[model] / f"{name}.safetensors"
+    state = {key: parameter.detach().cpu().contiguous() for key, parameter in block.named_parameters()}
+    new = path.with_suffix(".new")
+    save_file(state, new)
+    os.replace(new, path)
+    index = {
+        key: {"safetensors_file": str(path), "weight_name": key, "dtype": str(value.dtype).removeprefix("torch.")}
+        for key, value in state.items()
+    }
+    return OffloadedWeightsLoader(index=index, device=None if device.type == "cpu" else device)
+
+
+def _place(model: nn.Module, name: str) -> str | None:
+    """Where accelerate's device map puts a module; `None` without a map."""
+    places = getattr(model, "hf_device_map", {})
+    prefixes = [name.rsplit(".", cut)[0] for cut in range(name.count(".") + 1)] + [""]
+    return next((str(places[prefix]) for prefix in prefixes if prefix in places), None)
+
+
+def _set_place(model: nn.Module, name: str) -> None:
+    """Let the device map say that a module is in main memory now."""
+    if hasattr(model, "hf_device_map"):
+        model.hf_device_map[name] = "cpu"

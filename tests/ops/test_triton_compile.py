@@ -1,0 +1,80 @@
+# Copyright 2026 The optimum_ssm authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+"""The kernels compile for GPUs without one being there: the interpreter accepts more than the compiler does."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from optimum_ssm.ops import triton_selective_scan as mamba, triton_state_space_dual as mamba2
+
+def build(kernel, pointers, absent, ones, sizes, capability):
+    constants = dict(sizes) | dict.fromkeys(absent) | dict.fromkeys(ones, 1)
+    warps = constants.pop("num_warps")
+    signature = {{
+        name: "constexpr" if name in constants else pointers.get(name, "i32") for name in kernel.arg_names
+    }}
+    source = ASTSource(kernel, signature, {{(kernel.arg_names.index(name),): v for name, v in constants.items()}})
+    built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={{"num_warps": warps}})
+    assert built.asm["cubin"], "no machine code"
+
+{call}
+"""
+MAMBA = """
+dtype, absent, ones, states, softplus, indexed = {case}
+single = ("A", "B", "C", "D", "delta_bias", "last_state", "decay_error", "state_energy", "state_prev_total",
+          "gate_energy", "state_prev", "decay_sum")
+pointers = dict.fromkeys(("x", "dt", "z", "y"), dtype) | dict.fromkeys(single, "*fp32")
+sizes = mamba.block_sizes(states, indexed) | {{"SOFTPLUS": softplus}}
+for capability in (80, 90):
+    build(mamba._scan_kernel, pointers, absent, ones, sizes, capability)
+"""
+MAMBA2 = """
+import torch
+dtype, absent, ones, states, head_dim = {case}
+single = ("delta", "decay", "D", "initial_states", "y", "last_state", "decay_error", "state_energy")
+pointers = dict.fromkeys(("x", "B", "C"), dtype) | dict.fromkeys(single, "*fp32")
+sizes = mamba2.block_sizes(states, head_dim, 1, torch.device("cpu"))
+for capability in (80, 90):
+    build(mamba2._scan_kernel, pointers, absent, ones, sizes, capability)
+"""
+INDEXED = ("state_prev", "decay_sum")
+SUMS = ("decay_error", "state_energy")
+# Arguments that are 1 become constants, absent tensors drop their branch: both change what is compiled.
+CASES = [
+    (MAMBA, ("*fp32", (*INDEXED, "state_prev_total", "gate_energy"), ("x_step", "dt_step"), 16, True, False)),
+    (MAMBA, ("*bf16", (), ("z_channel", "state_prev_channel"), 16, True, True)),
+    (
+        MAMBA,
+        ("*fp16", ("z", "D", "delta_bias", *SUMS, *INDEXED, "state_prev_total", "gate_energy"), (), 5, False, False),
+    ),
+    (MAMBA, ("*fp32", INDEXED, ("length", "channels", "state_size", "x_step"), 1, True, False)),
+    (MAMBA, ("*bf16", INDEXED, (), 200, True, False)),
+    (MAMBA2, ("*fp32", (), ("x_step",), 128, 64)),
+    (MAMBA2, ("*bf16", ("D", "initial_states"), ("x_row",), 16, 64)),
+    (MAMBA2, ("*fp16", SUMS, ("groups",), 200, 3)),
+    (MAMBA2, ("*fp32", ("state_energy",), ("heads", "head_dim", "groups", "state_size", "length", "x_row"), 1, 1)),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kernel", "case"), CASES)
+def test_kernels_compile(tmp_path, kernel, case):
+    pytest.importorskip("triton", reason="needs the package triton (Linux only)")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    code = COMPILE.format(call=kernel.format(case=repr(case)))
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stderr
