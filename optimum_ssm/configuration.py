@@ -124,6 +124,10 @@ class SSMPrunerConfig:
     max_memory: dict | None = _option(
         None, "memory that from_pretrained may fill, as device=size: 0=20GiB cpu=60GiB; implies device_map='auto'"
     )
+    resume_from: str | None = _option(
+        None,
+        "directory for the finished blocks of an interrupted run; where it holds some of this run, it goes on from there",
+    )
     method_kwargs: dict = _option({}, "the method's own parameters, as key=value")
     allocation_kwargs: dict = _option({}, "the allocation's own parameters, as key=value")
 
@@ -148,8 +152,10 @@ class SSMPrunerConfig:
         optional = {
             "sparsity": (int, float), "targets": list, "scope": str, "allocation": str, "dataset_name": str,
             "dataset_split": str, "reconstruction_epochs": int, "axis": str, "multiple_of": int, "compensation": str,
-            "offload": str, "device": str, "max_memory": dict,
+            "offload": str, "device": str, "max_memory": dict, "resume_from": str,
         }  # fmt: skip
+        if isinstance(self.resume_from, os.PathLike):
+            self.resume_from = os.fspath(self.resume_from)
         for name in ("targets", "exclude"):
             value = getattr(self, name)
             if isinstance(value, (str, tuple)):  # one name is as clear as a list of one
@@ -300,11 +306,13 @@ class SSMPrunerConfig:
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON-ready values, fit to be published.
 
-        A dataset that is an object is replaced by a description of it, the path of a local file by the file's name.
+        A dataset that is an object is replaced by a description of it, the path of a local file by the file's name, and
+        `resume_from`, a place on one machine, is left empty.
         """
         fields = (field.name for field in dataclasses.fields(self) if field.name != "dataset")
         values = {name: copy.deepcopy(getattr(self, name)) for name in fields}
         known = isinstance(self.dataset, (str, os.PathLike))
+        values["resume_from"] = None
         values["dataset"] = str(self.dataset) if known else f"<{type(self.dataset).__name__} in memory>"
         if known and os.path.exists(self.dataset):
             values["dataset"] = os.path.basename(self.dataset)

@@ -16,8 +16,11 @@ from transformers import PreTrainedModel, TrainerCallback
 from transformers.utils import logging
 
 from .calibration.data import calibration_blocks
+from .calibration.fingerprint import digest
 from .calibration.pipeline import run_pass
 from .calibration.plan import make_plan
+from .calibration.ranks import Ranks, check_model, current_ranks, own_device_map
+from .calibration.resume import Shards
 from .configuration import SSMPrunerConfig, parse_recipe
 from .errors import CheckpointError, ConfigurationError
 from .evaluation.perplexity import measure_perplexity
@@ -101,6 +104,8 @@ class SSMPruner:
         asked = next((config.max_memory for config in recipe or () if config.max_memory is not None), None)
         if asked is not None and "max_memory" not in kwargs:
             kwargs = {"device_map": "auto", **kwargs, "max_memory": asked}
+        if "device_map" in kwargs and "max_memory" not in kwargs:
+            kwargs["device_map"] = own_device_map(kwargs["device_map"], current_ranks())
         model, raw = load_model(source, check=family_for, **kwargs)
         if tokenizer is None:
             tokenizer = load_tokenizer(source, raw, **location)
@@ -122,6 +127,9 @@ class SSMPruner:
     def prune(self, pruning_config: Any = None) -> PruningReport:
         """Prune the model in place, pass after pass; every pass is checked before the first one starts.
 
+        Where `accelerate launch` or `torchrun` started several processes, all of them call this, each with the whole model
+        on its own device: they share the calibration text and the solves, and end with the same weights and masks.
+
         Args:
             pruning_config: a config, a list, or a path; default: what the constructor was given.
 
@@ -131,23 +139,33 @@ class SSMPruner:
         Raises:
             ConfigurationError: nothing says what to prune, or a pass does not fit the model.
             CalibrationError: the calibration text or its activations cannot be used.
-            CheckpointError: the last call ended with an exception after weights may have changed.
+            CheckpointError: the last call ended with an exception after weights may have changed; `resume_from` holds
+                something else, or finished blocks of another run.
         """
         self._check_finished()
         recipe = parse_recipe(pruning_config) if pruning_config is not None else self.pruning_config
         if recipe is None:
             raise ConfigurationError("nothing to prune by: pass an SSMPrunerConfig to prune() or to the constructor")
+        ranks = current_ranks()
+        with ranks.one_voice():
+            check_model(self.model, ranks)
+            return self._passes(recipe, ranks)
+
+    def _passes(self, recipe: list[SSMPrunerConfig], ranks: Ranks) -> PruningReport:
         plans = [make_plan(self.model, self.family, config) for config in recipe]
         vocabulary = self.model.get_input_embeddings().weight.shape[0]
         texts = [calibration_blocks(p.config, self.tokenizer, vocabulary) if p.needs_text else None for p in plans]
+        ranks.same("settings", [config.to_dict() for config in recipe])
+        ranks.same("calibration texts", [None if ids is None else digest(ids) for ids in texts])
         for number, (config, plan, ids) in enumerate(zip(recipe, plans, texts)):
             start = time.perf_counter()
             if any(earlier.structured for earlier in recipe[:number]):
                 plan = make_plan(self.model, self.family, config)  # shapes are not what they were
             logger.info(f"{config.method}: {len(plan.tasks)} {'blocks' if config.structured else 'weights'} matched")
+            shards = Shards.of_pass(config, len(self._done) + 1, self.model, ids, self.masks, ranks)
             blocks: list = []
             self._unfinished = config.method
-            run_pass(self.model, self.family, plan, ids, blocks.append, self.masks)
+            run_pass(self.model, self.family, plan, ids, blocks.append, self.masks, ranks, shards)
             if config.structured:
                 settle(self.model, self.family)
             self._unfinished = None
@@ -211,6 +229,8 @@ class SSMPruner:
 
         Plain `AutoModelForCausalLM.from_pretrained` loads it, unless the report says that it needs `import optimum_ssm`.
 
+        Of several processes one writes and the others wait, so all of them must call this.
+
         Args:
             save_directory (`str` or `os.PathLike`): new or empty, unless `overwrite`.
             overwrite (`bool`): replace a directory that holds something.
@@ -222,17 +242,14 @@ class SSMPruner:
             CheckpointError: the directory is not empty or cannot be written, or the last `prune()` ended half way.
         """
         self._check_finished()
-        save(
-            save_directory,
-            self.model,
-            self.tokenizer,
-            self._done,
-            self.report,
-            license=self.license,
-            overwrite=overwrite,
-            remote_code=remote_code,
-            **kwargs,
-        )
+        kwargs |= {"overwrite": overwrite, "remote_code": remote_code}
+        current_ranks().on_main(lambda: self._save(save_directory, **kwargs))
+
+    def _save(self, directory: str | os.PathLike, **kwargs: Any) -> None:
+        """`save_pretrained` in the one process that writes."""
+        save(directory, self.model, self.tokenizer, self._done, self.report, license=self.license, **kwargs)
+        for path in dict.fromkeys(config.resume_from for config in self._done if config.resume_from is not None):
+            logger.warning(f"the model is saved; the finished blocks in resume_from={path!r} are not needed any more")
 
     def push_to_hub(
         self,
@@ -260,12 +277,27 @@ class SSMPruner:
             `str`: address of the commit or the pull request.
 
         Raises:
-            CheckpointError: the Hub refused the upload or cannot be reached.
+            CheckpointError: the Hub refused the upload or cannot be reached, or the last `prune()` ended half way.
         """
+        self._check_finished()
+        kwargs |= {"private": private, "revision": revision, "create_pr": create_pr, "token": token}
+        return current_ranks().on_main(lambda: self._push(repo_id, commit_message=commit_message, **kwargs))
+
+    def _push(
+        self,
+        repo_id: str,
+        private: bool | None,
+        revision: str | None,
+        create_pr: bool,
+        commit_message: str,
+        token: str | None,
+        **kwargs: Any,
+    ) -> str:
+        """`push_to_hub` in the one process that writes."""
         api = HfApi(token=token)
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / repo_id.split("/")[-1]
-            self.save_pretrained(folder, **kwargs)
+            self._save(folder, **kwargs)
             try:
                 repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
                 if revision is not None and not create_pr:

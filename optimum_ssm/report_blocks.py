@@ -11,9 +11,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .calibration.drop_plan import BLOCK, DropPlan
-from .calibration.outcome import BlockOutcome, DropOutcome
+from .calibration.outcome import BlockOutcome, DropOutcome, UnitOutcome
 from .families.base import Family
 from .report import PruningReport
+from .report_rows import NOT_TARGETED
 from .surgery.drop import renumbered, split_name
 
 
@@ -71,6 +72,8 @@ def _remove(
     for row in report.rows:
         name = renumbered(row.name, prefix, kept)
         if name is not None:
+            if row.reason == NOT_TARGETED and split_name(name, prefix)[0] is not None:
+                row.reason = UnitOutcome.reason
             row.name = name
             continue
         index, local = split_name(row.name, prefix)

@@ -22,7 +22,8 @@ def trace(model: nn.Module, ids: Tensor) -> tuple[list[Trace], Tensor]:
 
     Of every block: `in_proj`, `x_proj`, `dt_proj`, `out_proj` (B, L, in), the inputs of these weights; `conv1d`
     (B, L, C, K), the windows that its taps see, oldest first; `decay`, `before`, `after`, `readout` (L, B, I or H, ...),
-    the decays dA_t, the states h_{t-1} and h_t, and C_t, all broadcast to the shape of the state; `output`.
+    the decays dA_t, the states h_{t-1} and h_t, and C_t, all broadcast to the shape of the state; `gate` (B, L, I), z;
+    `step` (L, B, I or H), `B`, `C` (L, B, G, N), the step and the maps of the recurrence; `output`.
     """
     base = model.base_model
     hidden = base.embeddings.weight.detach().double()[ids]
@@ -73,8 +74,13 @@ def _windows(x: Tensor, taps: int) -> Tensor:
 
 
 def _convolved(mixer: nn.Module, windows: Tensor) -> Tensor:
-    weight, bias = mixer.conv1d.weight.detach().double()[:, 0], mixer.conv1d.bias.detach().double()
-    return F.silu((windows * weight).sum(-1) + bias)
+    bias = 0.0 if mixer.conv1d.bias is None else mixer.conv1d.bias.detach().double()
+    return F.silu((windows * mixer.conv1d.weight.detach().double()[:, 0]).sum(-1) + bias)
+
+
+def _linear(module: nn.Linear, x: Tensor) -> Tensor:
+    y = x @ module.weight.detach().double().T
+    return y if module.bias is None else y + module.bias.detach().double()
 
 
 def _recur(decay: Tensor, drive: Tensor, readout: Tensor) -> tuple[Trace, Tensor]:
@@ -95,7 +101,7 @@ def _mamba(mixer: nn.Module, x: Tensor) -> Trace:
     inner, states = mixer.A_log.shape
     rank = mixer.dt_proj.weight.shape[1]
     inputs = {"in_proj": x}
-    main, gate = (x @ weights["in_proj.weight"].T).split(inner, dim=-1)
+    main, gate = _linear(mixer.in_proj, x).split(inner, dim=-1)
     inputs["conv1d"] = _windows(main, mixer.conv1d.weight.shape[-1])
     main = inputs["x_proj"] = _convolved(mixer, inputs["conv1d"])
     inputs["dt_proj"], B, C = (main @ weights["x_proj.weight"].T).split([rank, states, states], dim=-1)
@@ -106,7 +112,8 @@ def _mamba(mixer: nn.Module, x: Tensor) -> Trace:
     seen, y = _recur(decay, drive, C[:, :, None])
     y = (y + weights["D"] * main).transpose(0, 1)
     inputs["out_proj"] = y * F.silu(gate)
-    return {**inputs, **seen, "mixed": inputs["out_proj"] @ weights["out_proj.weight"].T}
+    seen |= {"gate": gate, "step": delta, "B": B[:, :, None], "C": C[:, :, None]}
+    return {**inputs, **seen, "mixed": _linear(mixer.out_proj, inputs["out_proj"])}
 
 
 def _mamba2(mixer: nn.Module, x: Tensor) -> Trace:
@@ -114,12 +121,12 @@ def _mamba2(mixer: nn.Module, x: Tensor) -> Trace:
     heads, dim, groups, states = mixer.num_heads, mixer.head_dim, mixer.n_groups, mixer.ssm_state_size
     inner = heads * dim
     inputs = {"in_proj": x}
-    projected = x @ weights["in_proj.weight"].T
-    gate, mixed, dt = projected.split([inner, inner + 2 * groups * states, heads], dim=-1)
+    gate, mixed, dt = _linear(mixer.in_proj, x).split([inner, inner + 2 * groups * states, heads], dim=-1)
     inputs["conv1d"] = _windows(mixed, mixer.conv1d.weight.shape[-1])
     main, B, C = _convolved(mixer, inputs["conv1d"]).split([inner, groups * states, groups * states], dim=-1)
     main = main.unflatten(-1, (heads, dim)).transpose(0, 1)
     B, C = (value.unflatten(-1, (groups, states)).transpose(0, 1) for value in (B, C))
+    maps = {"B": B, "C": C}
     of_head = [head * groups // heads for head in range(heads)]
     B, C = B[:, :, of_head], C[:, :, of_head]
     delta = F.softplus(dt + weights["dt_bias"]).clamp(*mixer.time_step_limit).transpose(0, 1)
@@ -129,4 +136,5 @@ def _mamba2(mixer: nn.Module, x: Tensor) -> Trace:
     y = (y + weights["D"][:, None] * main).transpose(0, 1).flatten(-2)
     group = getattr(mixer.norm, "group_size", inner)
     inputs["out_proj"] = _rms_norm(y * F.silu(gate), weights["norm.weight"], mixer.norm.variance_epsilon, group)
-    return {**inputs, **seen, "mixed": inputs["out_proj"] @ weights["out_proj.weight"].T}
+    seen |= {"gate": gate, "step": delta, **maps}
+    return {**inputs, **seen, "mixed": _linear(mixer.out_proj, inputs["out_proj"])}

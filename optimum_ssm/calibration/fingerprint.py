@@ -21,7 +21,7 @@ from .offload import read_parameter
 
 
 # Fields that say where something is, not what is computed. The text itself is compared by its token ids.
-PLACES = ("resume_from", "offload", "max_memory", "dataset", "dataset_name", "dataset_split", "text_column")
+PLACES = ("resume_from", "offload", "device", "max_memory", "dataset", "dataset_name", "dataset_split", "text_column")
 NAMES = ("_name_or_path", "name_or_path", "transformers_version", "architectures")
 
 
@@ -48,13 +48,14 @@ def fingerprint(
     settings = {k: v for k, v in config.to_dict().items() if k not in PLACES}
     shape = {k: v for k, v in model.config.to_dict().items() if k not in NAMES}
     masks = {name: digest(mask) for name, mask in removed.items()}
+    device = next(model.parameters()).device if config.device is None else torch.device(config.device)
     found = {
         "optimum_ssm": __version__,
         "torch": torch.__version__.partition("+")[0],
         "transformers": transformers.__version__,
         "pass": number,
         "processes": processes,
-        "device": next(model.parameters()).device.type,
+        "device": device.type,
         "the model's config": _of(shape),
         "the model's weights": _of(digests),
         "the calibration text": "none" if ids is None else digest(ids),

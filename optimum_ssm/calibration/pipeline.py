@@ -4,14 +4,12 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
 import torch
-from accelerate.utils import tqdm
 from torch import Tensor, nn
 
 from ..families.base import Family
@@ -22,8 +20,12 @@ from .gradients import gradient_statistics
 from .offload import BlockWeights, work_device
 from .outcome import BlockOutcome, Outcome
 from .placement import Batches, Pairs, Placement, choose_place
+from .progress import BlockProgress, progress
+from .ranks import ALONE, Ranks
 from .reconstruction import Reconstruction
+from .resume import Shards
 from .seam import ScanSeam, replaced_scan
+from .sharing import apply_tasks
 from .sites import BlockStatistics, Need
 from .timing import phase
 from .work import Place, Work
@@ -36,6 +38,8 @@ def run_pass(
     ids: Tensor | None,
     on_block: Callable[[BlockOutcome], None],
     removed: Mapping[str, Tensor],
+    ranks: Ranks = ALONE,
+    shards: Shards | None = None,
 ) -> None:
     """Prune `model` in place as `plan` says.
 
@@ -48,23 +52,32 @@ def run_pass(
         on_block (`Callable`): called after every block.
         removed (`Mapping[str, Tensor]`): parameter name to bool mask of what earlier passes removed. It stays removed,
             also where the method updates weights.
+        ranks (`Ranks`): the processes that work together, all with the same model, plan and `ids`.
+        shards (`Shards`, *optional*): where finished blocks are kept and found.
 
     Raises:
         CalibrationError: statistics or activations are not usable; the weight or the block is named.
     """
     with inference_state(model), replaced_scan(family, model) as seam:
         if isinstance(plan, DropPlan):
-            drop_units(model, family, plan, ids, on_block)
+            drop_units(model, family, plan, None if ids is None else ranks.share(ids), on_block)
             return
-        wanted = plan.gradient_parameters
-        gradients = gradient_statistics(model, wanted, ids, plan.config.batch_size) if wanted else {}
+        wanted, shards = plan.gradient_parameters, shards or Shards(ranks)
+        gradients = {}
+        if wanted:
+            gradients = shards.gradients(
+                model, lambda: gradient_statistics(model, wanted, ids, plan.config.batch_size, ranks)
+            )
         work, weights = plan.work(model, removed, gradients), BlockWeights(model, plan.config.device)
+        tokens, ids = (0, None) if ids is None else (ids.numel(), ranks.share(ids))
         with _placement(model, family, plan, ids, weights) as placement:
-            _Run(model, family, plan, work, seam, ids, removed, weights, placement).execute(on_block)
+            run = _Run(model, family, plan, work, seam, ids, removed, weights, placement, ranks, shards, tokens)
+            run.execute(on_block)
 
 
 class _Run:
-    """One pass over one model. Arguments as in `run_pass`, `seam` open, `work` what is done to a block."""
+    """One pass over one model. Arguments as in `run_pass`, `seam` open, `work` what is done to a block, `ids` this
+    process's part, `tokens` those of all processes."""
 
     def __init__(
         self,
@@ -77,32 +90,37 @@ class _Run:
         removed: Mapping[str, Tensor],
         weights: BlockWeights,
         placement: Placement,
+        ranks: Ranks,
+        shards: Shards,
+        tokens: int,
     ):
         self.model, self.config, self.work, self.seam, self.ids = model, plan.config, work, seam, ids
         self.weights, self.placement = weights, placement
         self._room: Batches | None = None  # for the outputs of a dense block; taken over from block to block
-        self.removed, self.blocks = removed, family.blocks(model)
+        self.removed, self.family, self.blocks = removed, family, family.blocks(model)
+        self.ranks, self.shards, self.tokens = ranks, shards, tokens
         self.reconstruction: Reconstruction = plan.reconstruction
 
     def execute(self, on_block: Callable[[BlockOutcome], None]) -> None:
         """Plan where the work asks for it, then prune block by block."""
         self._plan()
-        stream = self._stream()
+        blocks = self.blocks[: max(self.work.tasks) + 1]
+        stream = self._stream() if self.shards.finished < len(blocks) else None
         goal: Batches | None = None  # the dense model's own stream, what reconstruction aims at
-        bar = _progress(self.blocks[: max(self.work.tasks) + 1], f"Pruning ({self.config.method})")
+        bar = BlockProgress(blocks, f"Pruning ({self.config.method})", self.model, self.ranks)
         for index, (name, block) in enumerate(bar):
+            finished = index < self.shards.finished
             with self.weights.at_hand(name, block, edit=index in self.work.tasks):
-                goal = self._prune(index, stream, goal, bar, on_block)
+                outcome, goal = (self._put_back if finished else self._prune)(index, stream, goal)
+                if not finished:
+                    self.shards.keep(outcome, name, block, self.family)
+            bar.tell(outcome)
+            on_block(outcome)
 
     def _prune(
-        self,
-        index: int,
-        stream: Activations | None,
-        goal: Batches | None,
-        bar: Any,
-        on_block: Callable[[BlockOutcome], None],
-    ) -> Batches | None:
-        """Prune one block, whose weights are at hand, and bring the stream to the next one. Returns the goal there."""
+        self, index: int, stream: Activations | None, goal: Batches | None
+    ) -> tuple[BlockOutcome, Batches | None]:
+        """Prune one block, whose weights are at hand, and bring the stream and the goal to the next one."""
         start, (name, block) = time.perf_counter(), self.blocks[index]
         tasks = self.work.tasks.get(index, [])
         place, values = self._collect(index, stream, {task: self.work.needs(task) for task in tasks})
@@ -110,7 +128,7 @@ class _Run:
             with phase("forward"):
                 goal = stream.through(block, name, goal, out=goal)
         with phase("solve"):
-            outcomes = [self.work.apply(place, task, values[task]) for task in tasks]
+            outcomes = apply_tasks(self.work, place, tasks, values, self.ranks)
         error = tuned = None
         if stream is not None:
             if outcomes and self.reconstruction.epochs:
@@ -118,30 +136,54 @@ class _Run:
                     tuned = self._reconstruct(block, name, stream, goal, outcomes)
             if outcomes:
                 with phase("replay"):
-                    lost, whole = stream.replay(block, name, place.dense, keep=self.config.sequential)
+                    lost, whole = self.ranks.sums(
+                        *stream.replay(block, name, place.dense, keep=self.config.sequential)
+                    )
                 error = lost / whole if whole else 0.0
             if not outcomes or not self.config.sequential:
                 self._room = stream.advance(place.dense)
-            bar.set_postfix(block_error=f"{error:.2e}" if error is not None else "-")
-        on_block(BlockOutcome(index, outcomes, error, time.perf_counter() - start, tuned))
-        return goal
+        return BlockOutcome(index, outcomes, error, time.perf_counter() - start, tuned), goal
+
+    def _put_back(
+        self, index: int, stream: Activations | None, goal: Batches | None
+    ) -> tuple[BlockOutcome, Batches | None]:
+        """The same with a block that was finished before: what was computed is read, the stream is replayed."""
+        name, block = self.blocks[index]
+        tasks = self.work.tasks.get(index, [])
+        dense = None
+        if stream is not None and (not tasks or not self.config.sequential):
+            # with the statistics, because a scan that sums may round otherwise than one that does not
+            place, _ = self._collect(index, stream, {task: self.work.needs(task) for task in tasks})
+            dense = place.dense
+        if self.reconstruction.epochs and stream is not None:
+            goal = stream.through(block, name, goal, out=goal)
+        outcome = self.shards.put_back(index, block, self.family, self.work)
+        if dense is not None:
+            self._room = stream.advance(dense)
+        elif stream is not None:
+            stream.through(block, name, out=stream.hidden)
+        return outcome, goal
 
     def _stream(self) -> Activations | None:
         if self.ids is None:
             return None
         with phase("embedding"):
-            return Activations(self.model, self.blocks[0][1], self.ids, self.config.batch_size, self.placement)
+            stream = Activations(self.model, self.blocks[0][1], self.ids, self.config.batch_size, self.placement)
+        stream.tokens = self.tokens
+        return stream
 
     def _plan(self) -> None:
         """A dense pass over all blocks where a task asks for one; the work then fixes its counts."""
         work, summaries = self.work, {}
+        if self.shards.resume_plan(work):
+            return
         wanted = {
             index: {task: needs for task in tasks if (needs := work.planning_needs(task)) is not None}
             for index, tasks in work.tasks.items()
         }
         if any(wanted.values()):
             stream = self._stream()
-            for index, (name, block) in enumerate(_progress(self.blocks, "Planning")):
+            for index, (name, block) in enumerate(progress(self.blocks, "Planning", "block", self.ranks)):
                 with self.weights.at_hand(name, block, edit=False):
                     place, values = self._collect(index, stream, wanted.get(index, {}))
                     with phase("planning"):
@@ -150,6 +192,9 @@ class _Run:
                     self._room = stream.advance(place.dense)
         with phase("planning"):
             work.decide(summaries)
+        if not self.ranks.alone:
+            work.resume(self.ranks.on_main(work.decided))
+        self.shards.keep_plan(work)
 
     def _collect(
         self, index: int, stream: Activations | None, wanted: Mapping[Any, Mapping[str, Need]]
@@ -168,10 +213,11 @@ class _Run:
                     else:  # it was changed since: only the statistics are new
                         for _ in stream.outputs(block, name):
                             pass
+                statistics.reduce(self.ranks)
             return statistics
 
         statistics = watch([need for needs in wanted.values() for need in needs.values()])
-        place = Place(index, name, block, stream, dense, watch)
+        place = Place(index, name, block, stream, dense, watch, self.ranks)
         values = {
             task: {key: statistics.of(need, self.work.label(task), place.tokens) for key, need in needs.items()}
             for task, needs in wanted.items()
@@ -203,8 +249,12 @@ class _Run:
                 for parameter, mask, values in frozen:
                     parameter[mask] = values.to(parameter.dtype)
 
-        pairs = Pairs(stream.hidden, goal, self.reconstruction.batch_size, work_device(block))
-        return self.reconstruction.tune(block, name, pairs, stream.forward(block), restore)
+        size = -(-self.reconstruction.batch_size // self.ranks.count)
+        pairs = Pairs(stream.hidden, goal, size, work_device(block))
+        tuned = self.reconstruction.tune(block, name, pairs, stream.forward(block), restore, self.ranks)
+        if not self.ranks.alone:
+            self.ranks.align_(block)
+        return tuned
 
 
 def _placement(model: nn.Module, family: Family, plan: Any, ids: Tensor | None, weights: BlockWeights) -> Placement:
@@ -216,8 +266,3 @@ def _placement(model: nn.Module, family: Family, plan: Any, ids: Tensor | None, 
     copies = 3 if plan.reconstruction.epochs else 2
     needed = copies * ids.numel() * embedding.shape[1] * width
     return Placement(choose_place(plan.config.offload, needed, weights.device_of(family.blocks(model)[0][1])))
-
-
-def _progress(blocks: list, text: str) -> Any:
-    """A bar over blocks on the main process; quiet when the output is not a terminal."""
-    return tqdm(blocks, desc=text, unit="block", disable=not sys.stderr.isatty())

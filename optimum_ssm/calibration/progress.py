@@ -13,6 +13,7 @@ import torch
 from accelerate.utils import tqdm
 from torch import nn
 
+from .outcome import BlockOutcome
 from .ranks import Ranks
 
 
@@ -40,15 +41,15 @@ class BlockProgress:
     def __iter__(self) -> Any:
         return iter(self.bar)
 
-    def tell(self, outcomes: list, error: float | None) -> None:
+    def tell(self, outcome: BlockOutcome) -> None:
         """Show the relative output error of the block just finished, the sparsity of the whole model so far (entries that
         this pass has masked or cut), and memory: the most that CUDA has held, else what the process holds."""
         if self.bar.disable:
             return
-        self._masked += sum(int(outcome.mask.sum()) for outcome in outcomes if hasattr(outcome, "mask"))
+        self._masked += sum(int(done.mask.sum()) for done in outcome.outcomes if hasattr(done, "mask"))
         gone = self._masked + self._entries - _entries(self.model)
         self.bar.set_postfix(
-            block_error="-" if error is None else f"{error:.2e}",
+            block_error="-" if outcome.error is None else f"{outcome.error:.2e}",
             sparsity=f"{gone / self._entries:.1%}",
             memory=f"{_memory(self.model) / 1e9:.2f} GB",
         )

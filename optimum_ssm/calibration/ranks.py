@@ -27,7 +27,9 @@ from ..errors import CalibrationError, ConfigurationError
 T = TypeVar("T")
 # How the number of processes is told by torchrun and accelerate, and by MPI.
 COUNT_VARIABLES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-PATIENCE = timedelta(hours=6)  # others wait while one solves or uploads; a process that died is the launcher's to notice
+PATIENCE = timedelta(
+    hours=6
+)  # others wait while one solves or uploads; a process that died is the launcher's to notice
 LARGEST_COPY = 2**25  # entries of a sum that is not contiguous, reduced at once
 
 

@@ -88,7 +88,9 @@ class Reconstruction:
             after = before
         return before, after
 
-    def _loss(self, pairs: Sequence[tuple[Tensor, Tensor]], forward: Callable[[Tensor], Tensor], ranks: Ranks) -> float:
+    def _loss(
+        self, pairs: Sequence[tuple[Tensor, Tensor]], forward: Callable[[Tensor], Tensor], ranks: Ranks
+    ) -> float:
         return ranks.sums(sum(float((forward(x).float() - wish.float()).square().sum()) for x, wish in pairs))[0]
 
     def _steps(

@@ -31,7 +31,7 @@ def pack(value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
         name = f"outcome {len(tensors)}"
         if value.dtype != torch.bool:
-            tensors[name] = value.detach().cpu()
+            tensors[name] = value.detach().cpu().clone()  # safetensors takes no two tensors that share memory
             return {"tensor": name}
         tensors[name] = torch.from_numpy(np.packbits(value.detach().cpu().reshape(-1).numpy()))
         return {"mask": name, "shape": list(value.shape)}

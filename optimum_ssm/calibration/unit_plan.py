@@ -143,6 +143,8 @@ def make_unit_plan(model: nn.Module, family: Family, config: SSMPrunerConfig) ->
     ]
     multiple = config.multiple_of or max(task.axis.multiple for task in tasks)
     for task in tasks:
+        if config.sparsity and method.merges:
+            check_groups(task.axis.units, task.axis.units, family.sizes(blocks[0][2])["num_heads"])
         if config.sparsity:  # names the multiple that is in the way, before any work
             kept = uniform_size(task.axis.group_size, config.sparsity, multiple)
             if method.merges:

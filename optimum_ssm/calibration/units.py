@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
@@ -96,7 +97,7 @@ class UnitWork(Work[UnitTask]):
         if not remove:
             return UnitOutcome(axis.name, task.block, axis.units, [])
         energy = axis.norm is not None and config.norm_rescale == "energy"
-        before = self._root_mean_square(place, axis.norm) if energy else 0.0
+        before = self._root_mean_square(place, axis.norm) if energy else None
         channels = place.block.get_parameter(axis.norm).numel() if axis.norm else 0
         kept = cut(self.plan.family, place.block, axis, removed)
         if axis.norm and config.norm_rescale == "mask":
@@ -104,7 +105,7 @@ class UnitWork(Work[UnitTask]):
             norm.rescale(place.block, axis.norm, norm.mask_factor(channels, left))
         elif energy:
             after = self._root_mean_square(place, axis.norm)
-            norm.rescale(place.block, axis.norm, after / before if before else 1.0)
+            norm.rescale(place.block, axis.norm, torch.where(before > 0, after / before, 1.0))
         if config.compensation is not None:
             samples = zip(place.stream.hidden, place.dense)
             forward = place.stream.forward(place.block)
@@ -143,15 +144,16 @@ class UnitWork(Work[UnitTask]):
             raise CalibrationError(f"{place.name}.{part.parameter}: the weight holds non-finite values")
         return weight
 
-    def _root_mean_square(self, place: Place, path: str) -> float:
-        watched = norm.RootMeanSquare(place.block.get_submodule(path.rpartition(".")[0]))
+    def _root_mean_square(self, place: Place, path: str) -> Tensor:
+        """Mean over tokens of the norm's root mean square, of each of its groups, float64."""
+        module = place.block.get_submodule(path.rpartition(".")[0])
+        watched = norm.RootMeanSquare(module, norm.norm_groups(module))
         try:
             for x in place.stream.hidden:
                 place.stream.forward(place.block)(x)
         finally:
-            watched.close()
-        total, tokens = place.ranks.sums(watched.total, watched.tokens)
-        return total / tokens if tokens else 0.0
+            total, tokens = watched.close()
+        return place.ranks.sum_(total) / max(1, *place.ranks.sums(tokens))
 
 
 def _gather(tensor: Tensor, part: Owned) -> Tensor:

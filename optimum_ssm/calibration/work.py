@@ -87,11 +87,15 @@ class Work(ABC, Generic[T]):
 
     def decided(self) -> dict[str, Any]:
         """What `decide` fixed, JSON-ready, for a run that goes on later."""
-        raise ConfigurationError(f"resume_from cannot keep the plan of {type(self).__name__}; leave it out for this pass")
+        raise ConfigurationError(
+            f"resume_from cannot keep the plan of {type(self).__name__}; leave it out for this pass"
+        )
 
     def resume(self, decided: dict[str, Any]) -> None:
         """Take what `decided` gave an earlier run, in place of `decide`."""
-        raise ConfigurationError(f"resume_from cannot keep the plan of {type(self).__name__}; leave it out for this pass")
+        raise ConfigurationError(
+            f"resume_from cannot keep the plan of {type(self).__name__}; leave it out for this pass"
+        )
 
     def entries(self, task: T) -> Tensor:
         """Where tasks are independent: the part of a parameter that a task changes, as a view."""

@@ -27,6 +27,7 @@ class EvalCommand(SSMLeafCommand):
 
     def execute(self, args: Namespace) -> None:
         """Load, measure, print."""
+        from ..calibration.ranks import current_ranks
         from ..errors import ConfigurationError
         from ..evaluation.perplexity import measure_perplexity
         from ..hub.checkpoint import LOCATION, load_model, load_tokenizer
@@ -45,4 +46,5 @@ class EvalCommand(SSMLeafCommand):
             text_column=args.text_column,
             **perplexity_kwargs(args),
         )
-        print(json.dumps(found.to_dict()) if args.json else f"perplexity {found.perplexity:.4f} ({found.protocol})")
+        if current_ranks().main:  # under `accelerate launch` one process speaks
+            print(json.dumps(found.to_dict()) if args.json else f"perplexity {found.perplexity:.4f} ({found.protocol})")

@@ -50,22 +50,24 @@ class PruneCommand(SSMLeafCommand):
         if args.recipe is not None and (taken := {name for name in flags if name not in OVERRIDES}):
             raise ConfigurationError(f"--recipe already says what to prune; leave out {', '.join(_spelled(taken))}")
         recipe = load_recipe(args.recipe, **flags) if args.recipe is not None else parse_recipe(flags)
+        from ..calibration.ranks import current_ranks
         from ..hub.directory import check_free
         from ..pruner import SSMPruner
 
         check_free(Path(args.output), args.overwrite)
+        say = print if current_ranks().main else lambda text: None  # under `accelerate launch` one process speaks
         pruner = SSMPruner.from_pretrained(args.model, recipe, **loading_kwargs(args))
         if args.evaluate is not None:
             pruner.evaluate(args.evaluate, **perplexity_kwargs(args))
         pruner.prune()
         if args.evaluate is not None:
             pruner.evaluate(args.evaluate, **perplexity_kwargs(args))
-        print(pruner.report)
+        say(pruner.report)
         pruner.save_pretrained(args.output, overwrite=args.overwrite, remote_code=args.remote_code)
-        print(f"saved to {args.output}")
+        say(f"saved to {args.output}")
         if args.push_to_hub is not None:
             where = {"private": args.private, "token": args.token, "remote_code": args.remote_code}
-            print(f"pushed to {pruner.push_to_hub(args.push_to_hub, **where)}")
+            say(f"pushed to {pruner.push_to_hub(args.push_to_hub, **where)}")
 
 
 def _spelled(flags: set[str]) -> list[str]:

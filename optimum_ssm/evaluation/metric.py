@@ -38,4 +38,4 @@ class SSMPerplexity(evaluate.Metric):
 
     def _compute(self, predictions: list[str], model: nn.Module, tokenizer: Any, **kwargs: Any) -> dict[str, Any]:
         ids: torch.Tensor = tokenize("\n\n".join(predictions), tokenizer)
-        return measure_perplexity(model, ids, "texts", **kwargs).to_dict()
+        return measure_perplexity(model, ids, "texts", alone=True, **kwargs).to_dict()

@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from accelerate.utils import tqdm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..calibration.activations import inference_state
 from ..calibration.data import load_text, tokenize
+from ..calibration.progress import progress
+from ..calibration.ranks import ALONE, Ranks, current_ranks
 from ..calibration.seam import replaced_scan
 from ..errors import CalibrationError, ConfigurationError
 from ..families import FAMILIES, family_of
@@ -86,6 +86,7 @@ def measure_perplexity(
     stride: int | None = None,
     max_windows: int | None = None,
     batch_size: int = 4,
+    alone: bool = False,
 ) -> Perplexity:
     """Perplexity over the first windows of a text tokenised as one string; a tail shorter than a window is dropped.
 
@@ -102,6 +103,8 @@ def measure_perplexity(
         stride (`int`, *optional*): tokens between window starts, at most `window`; default `window`.
         max_windows (`int`, *optional*): use only so many windows.
         batch_size (`int`): windows per forward pass.
+        alone (`bool`): measure in this process only. Otherwise, where several were launched together, all of them must
+            call this: they share the windows and get the same figure.
 
     Raises:
         ConfigurationError: a size is out of range, or the dataset cannot be read.
@@ -133,7 +136,7 @@ def measure_perplexity(
             f"token id {low if low < 0 else high} lies outside the model's vocabulary of {vocabulary}"
         )
     windows = ids.unfold(0, window, stride)[:max_windows]
-    total, tokens = _negative_log_likelihood(model, windows, stride, batch_size)
+    total, tokens = _negative_log_likelihood(model, windows, stride, batch_size, ALONE if alone else current_ranks())
     if not math.isfinite(total):
         raise CalibrationError("the model gives logits that are not finite")
     if total / tokens > LARGEST_LOSS:
@@ -151,13 +154,16 @@ def dataset_label(dataset: Any, split: str) -> str:
     return os.path.basename(dataset) if os.path.exists(dataset) else f"{dataset} {split}"
 
 
-def _negative_log_likelihood(model: nn.Module, windows: Tensor, stride: int, batch_size: int) -> tuple[float, int]:
+def _negative_log_likelihood(
+    model: nn.Module, windows: Tensor, stride: int, batch_size: int, ranks: Ranks
+) -> tuple[float, int]:
     device = model.get_input_embeddings().weight.device
     known = {kind for _, family in FAMILIES.items() for kind in family.model_types}
     supported = getattr(model.config, "model_type", None) in known
     total, tokens = 0.0, 0
     with inference_state(model), replaced_scan(family_of(model), model) if supported else nullcontext():
-        for start in tqdm(range(0, len(windows), batch_size), desc="Perplexity", disable=not sys.stderr.isatty()):
+        starts = range(0, len(windows), batch_size)[ranks.index :: ranks.count]
+        for start in progress(starts, "Perplexity", "batch", ranks):
             batch = windows[start : start + batch_size].to(device)
             logits = model(input_ids=batch, use_cache=False).logits[:, :-1].float()
             losses = F.cross_entropy(logits.transpose(1, 2), batch[:, 1:].to(logits.device), reduction="none").double()
@@ -165,4 +171,5 @@ def _negative_log_likelihood(model: nn.Module, windows: Tensor, stride: int, bat
             seen = losses[:1, :-stride] if start == 0 else losses[:0]  # only the first window has no predecessor
             total += float(fresh.sum() + seen.sum())
             tokens += fresh.numel() + seen.numel()
-    return total, tokens
+    total, tokens = ranks.sums(total, tokens)
+    return total, int(tokens)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -51,8 +52,10 @@ class Mamba2(Family):
         heads, width, groups, states = (sizes[n] for n in ("num_heads", "head_dim", "n_groups", "state_size"))
         inner, bc = heads * width, groups * states
         norm = "mixer.norm.weight"
-        # from 5.23 on transformers normalises every group by itself, and a group that goes leaves the others alone
-        apart = getattr(block.mixer.norm, "group_size", inner) == inner // groups
+        # from 5.23 on transformers normalises every group by itself, and a group that goes leaves the others alone; groups
+        # that were merged have kept norms of their own, which heads must not change
+        norm_size = getattr(block.mixer.norm, "group_size", inner)
+        apart, norms = (inner // groups) % norm_size == 0, inner // norm_size
         channels = runs(0, inner)
         of_heads = _heads(runs(0, heads), inner, bc)
         state = _states(runs(0, bc), inner, bc, masks=True)
@@ -69,7 +72,7 @@ class Mamba2(Family):
         )
         axes = (
             Axis("state", bc, groups, state, read, multiple=16),
-            Axis("head", heads, groups, head, multiple=_head_multiple(sizes), norm=norm),
+            Axis("head", heads, math.lcm(groups, norms), head, multiple=_head_multiple(sizes, norms), norm=norm),
             Axis("head_dim", inner, heads, _channels(channels, inner), multiple=8, norm=norm),
             Axis("group", groups, 1, group, norm=None if apart else norm),
         )
@@ -171,11 +174,11 @@ def _states(index: Tensor, inner: int, bc: int, masks: bool = False) -> tuple[Ow
     )
 
 
-def _head_multiple(sizes: dict[str, int]) -> int:
+def _head_multiple(sizes: dict[str, int], norms: int) -> int:
     """Kept heads of a group come in such numbers that rows of in_proj and channels of conv1d are multiples of 8."""
-    groups, width, bc = sizes["n_groups"], sizes["head_dim"], sizes["n_groups"] * sizes["state_size"]
+    width, bc = sizes["head_dim"], sizes["n_groups"] * sizes["state_size"]
     for count in (1, 2, 4):
-        heads = count * groups
+        heads = count * math.lcm(sizes["n_groups"], norms)
         if (heads * (2 * width + 1)) % 8 == 0 and (heads * width) % 8 == 0 and (2 * bc) % 8 == 0:
             return count
     return 8

@@ -9,11 +9,12 @@ Time runs in groups of T steps, whose tiles [T, BLOCK_D] are loaded while the gr
 and states of a group are [T, BLOCK_N, BLOCK_D] tiles with all T steps of an entry in one thread: "take step k out of
 the tile" and "put step k into it" are then register names and cost nothing.
 
-Cost for B sequences of L steps, I channels, N states: about 12 operations and one exponential per state and step, 15
-with "decay_error" and "state_energy"; s (3 B I L) bytes read and s (B I L) written for inputs and outputs of s bytes
-an element. At N = 16 and 4 bytes, arithmetic (B I L N x 15 / 33e12 per second) and memory (B I L x 16 / 4.8e12) of an
-H200 bound the time by 4.5 and 3.3 in the same unit: neither a transposed copy of the inputs nor a second pass for the
-sums would be free. B and C, which are N / I as large as x, are copied to rows over n.
+Cost for B sequences of L steps, I channels, N states: per state and step one exponential, which costs a GPU as much as
+8 multiply-adds, and 6 other operations, 9 with "decay_error" and "state_energy"; compiled for sm_90 at N = 16 that is
+15 and 20 instructions, loads and reductions included. In bytes: x, Δ, z read and y written once. At N = 16 and 4 bytes
+an element, memory (16 B I L bytes at 4.3e12 per second), the exponentials and the operations (at 33e12 per second) of
+an H200 each take about 4e-12 B I L seconds: no second pass and no transposed copy of an input would be free. B and C,
+which are N / I as large as x, are copied to rows over n.
 
 Sums over time are kept per sequence and added up by torch: without atomic additions, equal inputs give equal bits.
 """

@@ -121,7 +121,7 @@ def prune_diagonal(
         allocation (`str`, *optional*): `"last"`, `"uniform"` or `"global"`, see `kept_counts`. Default: `"last"` for the
             methods `last` and `aire`, else `"uniform"`.
         mask_only (`bool`): set the output columns of the removed states to zero and cut nothing.
-        bidirectional (`str`): `"mean"` or `"energy"`, see `output_gain`.
+        bidirectional (`str`): `"mean"`, `"energy"` or `"reference"`, see `output_gain`.
         reference (`bool`): the arithmetic of LAST's released code: (‖C1‖ + ‖C2‖) / 4 in bidirectional layers, 1e-8 added to
             (1 - |λ̄|)², floor((1 - ratio) · n) states kept.
         s4d_units (`str`): `"rank"`, or with `mask_only` `"entry"`: every state of every channel is a unit of its own.
@@ -135,6 +135,10 @@ def prune_diagonal(
     """
     if s4d_units not in S4D_UNITS:
         raise ConfigurationError(f"unknown s4d_units {s4d_units!r}; allowed: {', '.join(S4D_UNITS)}")
+    if bidirectional not in scoring.BIDIRECTIONAL:  # also where no layer has two directions
+        raise ConfigurationError(
+            f"unknown bidirectional {bidirectional!r}; allowed: {', '.join(scoring.BIDIRECTIONAL)}"
+        )
     if s4d_units == "entry" and not mask_only:
         raise ConfigurationError("s4d_units='entry' leaves channels of different sizes: it needs mask_only=True")
     allocation = allocation or ("last" if method in ("last", "aire") else "uniform")

@@ -7,18 +7,20 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 
 RESCALES = ("mask", "energy", "none")
 
 
-def rescale(block: nn.Module, path: str, factor: float) -> None:
-    """Multiply the norm's weight."""
-    parameter = block.get_parameter(path)
+def rescale(block: nn.Module, path: str, factor: float | Tensor) -> None:
+    """Multiply the norm's weight: with one number, or with one for each of equal runs of channels (groups of the norm)."""
     with torch.no_grad():
-        parameter.copy_(parameter.float() * factor)
+        parameter = block.get_parameter(path)
+        if isinstance(factor, Tensor):
+            factor = factor.repeat_interleave(len(parameter) // len(factor)).to(parameter.device)
+        parameter.copy_(parameter * factor)
 
 
 def mask_factor(before: int, after: int) -> float:
@@ -30,15 +32,23 @@ def mask_factor(before: int, after: int) -> float:
     return math.sqrt(before / after)
 
 
+def norm_groups(norm: nn.Module) -> int:
+    """Runs of channels over which a gated norm averages, each by itself: one before transformers 5.23."""
+    channels = norm.weight.numel()
+    return channels // getattr(norm, "group_size", channels)
+
+
 class RootMeanSquare:
-    """Mean over tokens of the root mean square that a gated norm divides by, seen through a hook on it.
+    """Sum over tokens of the root mean squares that a gated norm divides by, seen through a hook on it.
 
     Args:
         norm (`nn.Module`): called with (scan output, gate).
+        groups (`int`): runs of channels that have a root mean square of their own.
     """
 
-    def __init__(self, norm: nn.Module):
-        self.total, self.tokens = 0.0, 0
+    def __init__(self, norm: nn.Module, groups: int):
+        self.groups, self.tokens = groups, 0
+        self.total = torch.zeros(groups, dtype=torch.float64, device=norm.weight.device)
         self._handle = norm.register_forward_pre_hook(self._see, with_kwargs=True)
 
     def _see(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -46,11 +56,11 @@ class RootMeanSquare:
         v = values[0].float()
         if len(values) > 1 and values[1] is not None:
             v = v * F.silu(values[1].float())
-        roots = v.square().mean(-1).sqrt()
-        self.total += float(roots.sum(dtype=torch.float64))
-        self.tokens += roots.numel()
+        roots = v.unflatten(-1, (self.groups, -1)).square().mean(-1).sqrt().reshape(-1, self.groups)
+        self.total += roots.sum(0, dtype=torch.float64)
+        self.tokens += len(roots)
 
-    def close(self) -> float:
-        """Remove the hook; the mean, 0 where nothing was seen."""
+    def close(self) -> tuple[Tensor, int]:
+        """Remove the hook; the sums (groups), float64, and the tokens in them."""
         self._handle.remove()
-        return self.total / self.tokens if self.tokens else 0.0
+        return self.total, self.tokens

@@ -61,7 +61,8 @@ class MergeGroups(StructuredMethod):
         chosen = torch.zeros(kept, dtype=torch.long)
         if self.reduce == "random":
             total = sum(part.double().abs().sum().item() for part in units.parts.values())  # blocks draw differently
-            generator = torch.Generator().manual_seed((self.seed * 2**31 + int(total * 1e6) % 2**31) % 2**63)
+            mixed = (self.seed * 2654435761 + int(total * 1e6)) % 2**32  # torch seeds the CPU by 32 bits
+            generator = torch.Generator().manual_seed(mixed)
             chosen = torch.randint(run, (kept,), generator=generator)
         return F.one_hot(chosen, run).double().flatten()
 

@@ -33,5 +33,6 @@ class RandomUnits(StructuredMethod):
     def scores(self, units: Units) -> Tensor:
         total = sum(part.double().abs().sum().item() for part in units.parts.values())
         digest = int(total * 1e6) % (2**31)
-        generator = torch.Generator().manual_seed((self.seed * 2**31 + digest) % 2**63)
+        mixed = (self.seed * 2654435761 + digest) % 2**32  # torch seeds the CPU by 32 bits
+        generator = torch.Generator().manual_seed(mixed)
         return torch.rand(units.count, generator=generator)

@@ -1,0 +1,116 @@
+# Copyright 2026 The optimum_ssm authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+"""One process of the two that `test_ranks.py` starts, and what both it and a single process do."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optimum_ssm import SSMPruner, SSMPrunerConfig, evaluate_perplexity
+from optimum_ssm.calibration import pipeline
+from optimum_ssm.calibration.ranks import current_ranks
+from optimum_ssm.errors import CalibrationError, CheckpointError, ConfigurationError
+from tests.conftest import VOCABULARY, tiny_model
+
+
+LENGTH = 16
+ALL = ["in_proj", "conv1d", "x_proj", "dt_proj", "out_proj"]
+RUNS: dict[str, tuple[str, int, dict[str, Any]]] = {  # family, calibration blocks, config
+    "wanda": ("mamba", 5, {"method": "wanda", "targets": ["in_proj", "out_proj"], "allocation": "owl"}),
+    "sparsegpt": ("mamba", 6, {"method": "sparsegpt", "targets": ALL}),
+    "sparsessm": ("mamba", 7, {"method": "sparsessm", "targets": [*ALL, "A_log"]}),
+    "votes": ("mamba", 4, {"method": "sparsessm", "targets": ["A_log"], "method_kwargs": {"variant": "v1"}}),
+    "weighted": ("mamba", 4, {"method": "sparsessm", "targets": ["A_log"], "method_kwargs": {"variant": "v2"}}),
+    "state_energy": ("mamba2", 5, {"method": "state_energy", "uniform_sizes": False, "multiple_of": 1,
+                                   "compensation": "least_squares"}),
+    "heads": ("mamba2", 3, {"method": "magnitude", "axis": "head", "multiple_of": 2, "norm_rescale": "energy",
+                                   "compensation": "bias"}),
+    "minitron": ("mamba2", 4, {"method": "minitron", "axis": "head", "multiple_of": 2}),
+    "merge": ("mamba2", 4, {"method": "merge", "compensation": "bias"}),
+    "block_drop": ("mamba", 4, {"method": "block_drop"}),
+    "gradient_magnitude": ("mamba", 5, {"method": "gradient_magnitude", "targets": ["in_proj"], "batch_size": 2}),
+    "reconstruction": ("mamba", 8, {"method": "wanda", "targets": ["in_proj"], "reconstruction_epochs": 2,
+                                    "batch_size": 4}),
+}  # fmt: skip
+
+
+def ids_of(samples: int) -> Tensor:
+    return torch.randint(0, VOCABULARY, (samples, LENGTH), generator=torch.Generator().manual_seed(3))
+
+
+def pruner_of(name: str, **changes: Any) -> SSMPruner:
+    """The model of a run, not pruned yet."""
+    family, samples, options = RUNS[name]
+    common = {"sparsity": 0.5, "seq_len": LENGTH, "num_samples": samples, "batch_size": 8, "dataset": ids_of(samples)}
+    config = SSMPrunerConfig(**{**common, **options, **changes})
+    return SSMPruner(tiny_model(family, num_hidden_layers=3 if name == "block_drop" else 2), pruning_config=config)
+
+
+def held(name: str) -> dict[str, Any]:
+    """What a process holds after a run, and the statistics that its first block was pruned by."""
+    statistics: dict[str, Tensor] = {}
+    apply_tasks = pipeline.apply_tasks
+
+    def seen(work: Any, place: Any, tasks: Any, values: Any, ranks: Any) -> list:
+        if not statistics:
+            found = {f"{work.label(t)} {n}": value.clone() for t in tasks for n, value in values[t].items()}
+            statistics.update(found)
+            for gradients in work.gradients.values() if hasattr(work, "gradients") else ():
+                statistics.update({f"{len(statistics)} {n}": value.clone() for n, value in gradients.items()})
+        return apply_tasks(work, place, tasks, values, ranks)
+
+    pipeline.apply_tasks = seen
+    try:
+        pruner = pruner_of(name)
+        report = pruner.prune()
+    finally:
+        pipeline.apply_tasks = apply_tasks
+    return {
+        "statistics": statistics,
+        "masks": pruner.masks,
+        "weights": {name: parameter.detach() for name, parameter in pruner.model.named_parameters()},
+        "errors": [row.error for row in report.rows if row.error is not None] + report.passes[-1].block_errors,
+        "units": {key: value for key, value in report.passes[-1].units.items() if key != "scores"},
+        "tokens": report.passes[-1].tokens,
+        "perplexity": evaluate_perplexity(pruner.model, ids_of(9).flatten(), window=LENGTH, batch_size=2),
+    }
+
+
+def message(function: Any) -> str:
+    try:
+        function()
+    except (CalibrationError, CheckpointError, ConfigurationError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+def main(folder: Path) -> None:
+    """Everything, and down on disk what this process holds of it."""
+    ranks = current_ranks()
+    found: dict[str, Any] = {name: held(name) for name in RUNS}
+    found["count"] = ranks.count
+    found["few"] = message(lambda: pruner_of("wanda", dataset=ids_of(1)).prune())
+    found["others"] = message(lambda: pruner_of("wanda", dataset=ids_of(4) // (1 + ranks.index)).prune())
+    broken = pruner_of("wanda")
+    if ranks.index == 1:
+        broken.model.backbone.layers[0].mixer.D.data.mul_(2)
+    found["models"] = message(broken.prune)
+    singular = pruner_of("sparsegpt", targets=["out_proj"])
+    singular.model.backbone.layers[1].mixer.out_proj.weight.data.fill_(float("nan"))
+    found["solve"] = message(singular.prune)
+
+    resumed = [pruner_of("sparsessm", resume_from=str(folder / "pieces")) for _ in range(2)]
+    for pruner in resumed:
+        pruner.prune()
+    found["resumed"] = [{n: p.detach() for n, p in pruner.model.named_parameters()} for pruner in resumed]
+    resumed[0].save_pretrained(folder / "saved")
+    found["saved there"] = (folder / "saved" / "model.safetensors").exists()
+    found["save again"] = message(lambda: resumed[0].save_pretrained(folder / "saved"))
+    torch.save(found, folder / f"rank{ranks.index}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
