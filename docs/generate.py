@@ -44,6 +44,7 @@ CONTENTS = """\
     - {local: concepts, title: "What sparsity buys, and what it does not"}
     - {local: calibration, title: Calibration}
     - {local: structures, title: "Smaller models: states, heads, channels, blocks"}
+    - {local: diagonal, title: "Diagonal systems: S5 and S4D"}
     - {local: training, title: Training with masks}
     - {local: results, title: Results and costs}
     - {local: architecture, title: Architecture}

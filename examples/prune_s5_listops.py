@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train S5 on ListOps, prune its states in several ways without retraining, and print the accuracies.
 
-    python examples/prune_s5_listops.py                          # short expressions, about ten minutes on one CPU core
+    python examples/prune_s5_listops.py                          # short expressions, five to ten minutes on one CPU core
     python examples/prune_s5_listops.py --published --device cuda    # the setting of the paper: hours on a GPU
 
 Expressions are generated; `--data` takes a local file instead, one per line with its label before or after it, separated by
@@ -188,7 +188,7 @@ if __name__ == "__main__":
     parser.add_argument("--hidden", type=int, default=64)
     parser.add_argument("--ssm-size", type=int, default=32, help="eigenvalues per layer, two to a state")
     parser.add_argument("--blocks", type=int, default=4, help="HiPPO blocks per layer")
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--batch-size", type=int, default=50)
     parser.add_argument("--rate", type=float, default=S5_TASKS["listops"].ssm_lr, help="of the state space parameters")
     parser.add_argument(

@@ -223,7 +223,9 @@ class SSMPrunerConfig:
             try:
                 known = torch.device(self.device).type
             except RuntimeError as error:
-                raise ConfigurationError(f"device={self.device!r} is no device: {str(error).splitlines()[0]}") from error
+                raise ConfigurationError(
+                    f"device={self.device!r} is no device: {str(error).splitlines()[0]}"
+                ) from error
             if known == "meta":
                 raise ConfigurationError("device='meta' computes nothing; give an accelerator such as 'cuda'")
         if self.max_memory is not None:

@@ -78,7 +78,7 @@ def exact(model: PreTrainedModel, ids: Tensor) -> Tensor:
 
 def largest(one: Tensor, two: Tensor) -> float:
     """The largest difference."""
-    return float((one - two).abs().max())
+    return float((one.detach() - two.detach()).abs().max())
 
 
 def scores_of(model: PreTrainedModel, method: str, axis: str, ids: Tensor, **values: Any) -> list[Tensor]:
@@ -97,7 +97,9 @@ def prune(model: PreTrainedModel, ids: Tensor | None = None, *recipe: dict, **va
     common = {"dataset": ids, "seq_len": 24, "batch_size": 2}
     pruner = SSMPruner(model)
     for entry in recipe or (values,):
-        pruner.prune(SSMPrunerConfig(**{"sparsity": 0.5, "pattern": "structured", "multiple_of": 1, **common, **entry}))
+        pruner.prune(
+            SSMPrunerConfig(**{"sparsity": 0.5, "pattern": "structured", "multiple_of": 1, **common, **entry})
+        )
     return pruner
 
 

@@ -64,6 +64,7 @@ WRONG_TYPES = {
     "reconstruction_kwargs": [None, [("lr", 1)], "lr=1"],
     "method_kwargs": [None, [("a", 1)], "a=1"],
     "allocation_kwargs": [None, ["a"]],
+    "resume_from": [1, ["here"]],
 }
 
 

@@ -72,11 +72,11 @@ def make_drop_plan(model: nn.Module, family: Family, config: SSMPrunerConfig, me
         ConfigurationError: a setting has no meaning for whole blocks, no unit would go, a statistic does not exist, or the
             model has no output head to take a perplexity from.
     """
-    for name in ("allocation", "multiple_of", "compensation", "reconstruction_epochs"):
+    for name in ("allocation", "multiple_of", "compensation", "reconstruction_epochs", "resume_from"):
         value = getattr(config, name)
         if value and value != "uniform":
             raise ConfigurationError(
-                f"{name}={value!r} is for units inside blocks; axis='block' drops them whole. Leave {name} out"
+                f"{name}={value!r} is for passes that go block by block; axis='block' drops them whole. Leave {name} out"
             )
     if config.reconstruction_kwargs:
         raise ConfigurationError(

@@ -78,7 +78,8 @@ class MergeWork(Work[UnitTask]):
             samples = zip(place.stream.hidden, place.dense)
             forward = place.stream.forward(place.block)
             output, total = self.plan.family.output, place.ranks.sum_
-            compensate(config.compensation, place.block, output, samples, forward, total)
+            gone = self.removed.get(f"{task.name}.{output}.weight")  # not a part of B and C: its shape is what it was
+            compensate(config.compensation, place.block, output, samples, forward, total, gone)
         run = axis.units // kept
         removed = [group for group in range(axis.units) if group % run]
         return MergeOutcome(axis.name, task.block, axis.units, removed, merged.kept, merged)

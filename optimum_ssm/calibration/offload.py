@@ -55,19 +55,25 @@ def is_offloaded(model: nn.Module) -> bool:
 
 
 def check_offload(model: nn.Module, plan: Any) -> None:
-    """Refuse what cannot be done to a model whose parameters are offloaded, before anything is.
+    """Refuse what cannot be done where the model is, before anything is; most of all if its parameters are offloaded.
 
     Args:
         model (`nn.Module`): the model.
         plan (`Plan`, `UnitPlan` or `DropPlan`): a pass over it.
 
     Raises:
-        ConfigurationError: the pass needs the whole model at once, or a parameter has neither values nor a hook of
-            accelerate that could bring them; it is named.
+        ConfigurationError: the device is not there, the pass needs the whole model at once, or a parameter has neither
+            values nor a hook of accelerate that could bring them; it is named.
     """
+    config = plan.config
+    if config.device is not None and torch.device(config.device).type == "cuda" and not torch.cuda.is_available():
+        raise ConfigurationError(f"device={config.device!r}: torch sees no CUDA device here; leave device out")
+    if config.max_memory is not None and not hasattr(model, "hf_device_map"):
+        logger.warning("max_memory acts when SSMPruner.from_pretrained loads the model; this one was loaded without")
     if not is_offloaded(model):
         return
-    config = plan.config
+    if config.device is not None:
+        logger.warning(f"device={config.device!r}: offloaded blocks go to the device that accelerate's hooks name")
     reasons = {
         f"method={config.method!r} takes gradients through the whole model": getattr(plan, "gradient_parameters", {}),
         "axis='block' changes the list of blocks": hasattr(plan, "unit"),

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.utils import logging
 
 from ..families.base import Family
 from .activations import Activations, inference_state
@@ -29,6 +30,9 @@ from .sharing import apply_tasks
 from .sites import BlockStatistics, Need
 from .timing import phase
 from .work import Place, Work
+
+
+logger = logging.get_logger(__name__)
 
 
 def run_pass(
@@ -60,6 +64,8 @@ def run_pass(
     """
     with inference_state(model), replaced_scan(family, model) as seam:
         if isinstance(plan, DropPlan):
+            if plan.config.resume_from is not None:
+                logger.warning("a pass that drops whole blocks keeps no pieces in resume_from: it is computed again")
             drop_units(model, family, plan, None if ids is None else ranks.share(ids), on_block)
             return
         wanted, shards = plan.gradient_parameters, shards or Shards(ranks)

@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from ..errors import CalibrationError
-from .timing import phase
+from .timing import note, phase
 
 
 PLACES = ("device", "cpu", "disk")
@@ -106,7 +106,10 @@ class Placement:
         with torch.cuda.stream(stream):
             if ready is not None:
                 stream.wait_event(ready)
-            copied = source.to(device, non_blocking=True) if target is None else target.copy_(source, non_blocking=True)
+            if target is None:
+                copied = source.to(device, non_blocking=True)
+            else:
+                copied = target.copy_(source, non_blocking=True)
         stream.synchronize()
         return copied
 
@@ -244,6 +247,7 @@ def choose_place(offload: str | None, needed: int, device: torch.device) -> str:
                 f"({free['device']:,}) and in main memory ({free['cpu']:,}), and more than {folder} has ({room:,}). Use "
                 "fewer or shorter samples, or set TMPDIR to a larger disk"
             )
+    note("place", place)
     logger.info(f"calibration activations: {needed / 1e9:.2f} GB, kept on {device if place == 'device' else place}")
     return place
 

@@ -231,7 +231,8 @@ def weights_hash(model: nn.Module) -> int:
     value = 0
     for place, parameter in enumerate(model.parameters()):
         if not parameter.is_meta and parameter.numel():
-            value ^= hash((place, tuple(parameter.shape), int(torch.hash_tensor(parameter.detach()))))
+            content = torch.hash_tensor(parameter.detach()).view(torch.int64).item()
+            value ^= hash((place, tuple(parameter.shape), content))
     return value
 
 

@@ -24,6 +24,7 @@ from ..ops import state_space_dual as mamba2_scan
 from ..ops.backend import chosen_backend
 from ..ops.differentiable_scan import differentiable_selective_scan
 from ..ops.scan_moments import SCAN_MOMENTS, mamba2_moments, mamba_moments
+from .timing import phase
 
 
 # Sums that each recurrence can give, by name.
@@ -105,6 +106,10 @@ def replaced_scan(family: Family, model: nn.Module) -> Iterator[ScanSeam]:
     ours = getattr(seam, family.recurrence)
 
     def scan(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        with phase("scan with sums" if seam.summing else "scan"):
+            return chosen(x, *args, **kwargs)
+
+    def chosen(x: Tensor, *args: Any, **kwargs: Any) -> Any:
         fused = x.is_cuda and not seam.summing and chosen_backend() == "auto" and is_mamba_ssm_available()
         if fused:
             return original(x, *args, **kwargs)

@@ -46,7 +46,9 @@ class BlockStatistics:
     def __init__(self, block: nn.Module, needs: Iterable[Need], seam: ScanSeam):
         self.block, self.seam = block, seam
         self.needs = list(dict.fromkeys(needs))
-        self._sites = {need: site_statistic(need.statistic, need.taps) for need in self.needs if need.site.end != "scan"}
+        self._sites = {
+            need: site_statistic(need.statistic, need.taps) for need in self.needs if need.site.end != "scan"
+        }
         self._finished: dict[Need, Tensor] = {}
         self._scan_names = tuple(dict.fromkeys(need.statistic for need in self.needs if need.site.end == "scan"))
 

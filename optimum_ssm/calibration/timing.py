@@ -11,8 +11,7 @@ from contextlib import contextmanager
 import torch
 
 
-PHASES = ("embedding", "forward", "statistics", "planning", "solve", "reconstruction", "replay", "weights", "activations")
-OTHER = "other"
+OTHER = "other"  # whatever runs outside of any phase
 _clock: PhaseClock | None = None
 
 
@@ -25,11 +24,13 @@ class PhaseClock:
     Attributes:
         seconds (`dict[str, float]`): by phase, in the order in which they came.
         peak (`dict[str, int]`): most bytes that tensors held on the accelerator in each phase; empty without one.
+        notes (`dict[str, list[str]]`): what was said with `note`.
     """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self.peak: dict[str, int] = {}
+        self.notes: dict[str, list[str]] = {}
         self._stack = [OTHER]
         self._cuda = torch.cuda.is_available()
 
@@ -78,6 +79,12 @@ class PhaseClock:
         finally:
             self._book()
             self._stack.pop()
+
+
+def note(name: str, value: str) -> None:
+    """Tell a `PhaseClock` that may be open what was chosen."""
+    if _clock is not None:
+        _clock.notes.setdefault(name, []).append(value)
 
 
 @contextmanager

@@ -112,7 +112,7 @@ class UnitPlan:
 
         if self.method.merges:
             return MergeWork(model, self, removed)
-        return UnitWork(model, self, gradients)
+        return UnitWork(model, self, removed, gradients)
 
 
 def make_unit_plan(model: nn.Module, family: Family, config: SSMPrunerConfig) -> UnitPlan | DropPlan:

@@ -36,11 +36,18 @@ class UnitWork(Work[UnitTask]):
     Args:
         model (`nn.Module`): cut in place; its config is settled by the caller at the end.
         plan (`UnitPlan`): from `make_unit_plan`.
+        removed (`Mapping[str, Tensor]`): parameter name to bool mask of what earlier passes removed.
         gradients (`Mapping[str, Mapping[str, Tensor]]`): parameter name to statistics of the loss gradient.
     """
 
-    def __init__(self, model: nn.Module, plan: UnitPlan, gradients: Mapping[str, Mapping[str, Tensor]]):
-        self.model, self.plan, self.gradients = model, plan, gradients
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: UnitPlan,
+        removed: Mapping[str, Tensor],
+        gradients: Mapping[str, Mapping[str, Tensor]],
+    ):
+        self.model, self.plan, self.removed, self.gradients = model, plan, removed, gradients
         self.tasks = {task.block: [task] for task in plan.tasks}
         self._keep: dict[UnitTask, int] = {}
 
@@ -106,12 +113,14 @@ class UnitWork(Work[UnitTask]):
         elif energy:
             after = self._root_mean_square(place, axis.norm)
             norm.rescale(place.block, axis.norm, torch.where(before > 0, after / before, 1.0))
+        outcome = UnitOutcome(axis.name, task.block, axis.units, removed.nonzero().flatten().tolist(), kept)
         if config.compensation is not None:
             samples = zip(place.stream.hidden, place.dense)
             forward = place.stream.forward(place.block)
             output, total = self.plan.family.output, place.ranks.sum_
-            compensate(config.compensation, place.block, output, samples, forward, total)
-        return UnitOutcome(axis.name, task.block, axis.units, removed.nonzero().flatten().tolist(), kept)
+            gone = outcome.sliced(f"{output}.weight", self.removed.get(f"{task.name}.{output}.weight"))
+            compensate(config.compensation, place.block, output, samples, forward, total, gone)
+        return outcome
 
     def _scores(self, place: Place, task: UnitTask, values: Values, remove: int) -> Tensor:
         axis = task.axis

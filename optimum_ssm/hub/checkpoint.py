@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import cached_file, logging
 
+from ..calibration.offload import is_offloaded
 from ..configuration import SSMPrunerConfig
 from ..errors import CheckpointError
 from ..report import PruningReport
@@ -165,8 +166,13 @@ def save(
         **kwargs: passed to the model's `save_pretrained`, such as `max_shard_size`.
 
     Raises:
-        CheckpointError: the directory is not empty, or cannot be written.
+        CheckpointError: the directory is not empty, cannot be written, or is where an offloaded model reads its weights.
     """
+    source = Path(model.config.name_or_path or "")
+    if is_offloaded(model) and source.is_dir() and source.resolve() == Path(directory).resolve():
+        raise CheckpointError(
+            f"{directory} holds weights that the offloaded model still reads; save it into another directory"
+        )
     code = remote_code and report.loads_with != "transformers"
     settings = {
         "format_version": FORMAT_VERSION,

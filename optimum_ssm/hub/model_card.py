@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from transformers import PreTrainedModel
 
 from ..calibration.data import FILE_BUILDERS
+from ..calibration.offload import read_parameter
 from ..configuration import SSMPrunerConfig
 from ..report import PruningReport
 from ..version import __version__
@@ -104,7 +105,7 @@ def is_hub_id(name: str) -> bool:
 def _fills(model: PreTrainedModel, recipe: list[SSMPrunerConfig], report: PruningReport) -> dict[str, list[float]]:
     """What removed entries of `A_log` hold, by name of the fill: passes may differ, and not every pass touches `A_log`."""
     rows = [row for row in report.rows if row.component == "A_log" and row.pruned and not row.dropped]
-    weights = [model.get_parameter(row.name) for row in rows]
+    weights = [read_parameter(model, row.name) for row in rows]
     found: dict[str, set[float]] = {}
     for config in recipe if weights else ():
         value = 0.0 if config.a_log_fill == "zero" else float(config.memoryless_value)

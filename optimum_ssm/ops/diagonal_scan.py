@@ -40,7 +40,13 @@ def discretise(poles: Tensor, step: Tensor, rule: str = "zoh") -> tuple[Tensor, 
         small, torch.ones_like(z), z
     )  # a quotient by 0 would also spoil the gradient of the other branch
     series = 1 + z / 2 * (1 + z / 3 * (1 + z / 4))
-    return torch.exp(z), step * torch.where(small, series, torch.expm1(safe) / safe)
+    return torch.exp(z), step * torch.where(small, series, _expm1(safe) / safe)
+
+
+def _expm1(z: Tensor) -> Tensor:
+    """exp(z) - 1 without loss near 0, from real functions: not every device has `torch.expm1` of complex numbers."""
+    real = torch.expm1(z.real) * z.imag.cos() - 2 * (z.imag / 2).sin().square()
+    return torch.complex(real, z.real.exp() * z.imag.sin())
 
 
 def diagonal_scan(decay: Tensor, inputs: Tensor, reverse: bool = False) -> Tensor:

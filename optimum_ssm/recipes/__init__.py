@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 HERE = Path(__file__).parent
-# What may be said beside a recipe, for all of its passes: the budget and the text. The rest is what a recipe is.
+# What may be said beside a recipe, for all of its passes: the budget, the text and places. The rest is what a recipe is.
 OVERRIDES = ("sparsity", "pattern", "dataset", "dataset_name", "dataset_split", "text_column", "num_samples", "seq_len",
-             "batch_size", "seed")  # fmt: skip
+             "batch_size", "seed", "offload", "device", "max_memory", "resume_from")  # fmt: skip
 
 
 def recipe_names() -> list[str]:

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CalibrationError
+from ..methods._quadratic import conjugate_gradients
 
 
 DAMPING = 1e-2  # of the mean diagonal of the Gram matrix, as in SparseGPT
+STEPS = 100  # of conjugate gradients, where some entries must stay zero
 
 
 def compensate(
@@ -22,13 +24,15 @@ def compensate(
     samples: Iterable[tuple[Tensor, Tensor]],
     forward: Callable[[Tensor], Tensor],
     total: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+    gone: Tensor | None = None,
 ) -> None:
     """Change the output projection so that the cut block comes nearer to what the dense one gave.
 
     With u the inputs of the projection in the cut block, W its weight, y the dense block's contribution to the residual
     stream and r = y - W u (and its bias): `"bias"` adds the mean of r over tokens to the bias, so that the mean output is
     the dense one's (FLAP, arXiv 2312.11983, has the mean of the removed inputs instead: the same where the other inputs
-    do not change). `"least_squares"` adds E[r uᵀ] (E[u uᵀ] + λ I)⁻¹ to W.
+    do not change). `"least_squares"` adds E[r uᵀ] (E[u uᵀ] + λ I)⁻¹ to W, or where entries of W must stay zero the change
+    of the others that is best under the same damping.
 
     Args:
         kind (`str`): `"bias"` or `"least_squares"`.
@@ -37,6 +41,7 @@ def compensate(
         samples (`Iterable[tuple[Tensor, Tensor]]`): inputs and dense outputs of the block, (B, L, hidden) each.
         forward (`Callable`): the block as a function of its input.
         total (`Callable`): adds a sum over samples up over all processes, in place, where others have other samples.
+        gone (`Tensor`, *optional*): bool, shape of the cut weight: entries that stay as they are.
 
     Raises:
         CalibrationError: the Gram matrix cannot be inverted.
@@ -68,7 +73,7 @@ def compensate(
         if kind == "bias":
             _add_bias(linear, (residual_mean / tokens).float())
         else:
-            linear.weight.copy_(linear.weight.float() + _solve(gram / tokens, cross / tokens))
+            linear.weight.copy_(linear.weight.float() + _solve(gram / tokens, cross / tokens, gone))
 
 
 def _add_bias(linear: nn.Linear, change: Tensor) -> None:
@@ -78,8 +83,8 @@ def _add_bias(linear: nn.Linear, change: Tensor) -> None:
     linear.bias.copy_(linear.bias.float() + change)
 
 
-def _solve(gram: Tensor, cross: Tensor) -> Tensor:
-    """cross (gram + λ I)⁻¹ by Cholesky, float64."""
+def _solve(gram: Tensor, cross: Tensor, gone: Tensor | None) -> Tensor:
+    """cross (gram + λ I)⁻¹ by Cholesky, float64; with zeros in `gone` by conjugate gradients towards that."""
     gram, cross = gram.double(), cross.double()
     damped = gram + DAMPING * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     factor, info = torch.linalg.cholesky_ex(damped)
@@ -87,4 +92,8 @@ def _solve(gram: Tensor, cross: Tensor) -> Tensor:
         raise CalibrationError(
             "the inputs of the output projection have no invertible Gram matrix; nothing was fitted"
         )
-    return torch.cholesky_solve(cross.T, factor).T.float()
+    change = torch.cholesky_solve(cross.T, factor).T
+    if gone is not None and gone.any():
+        start = torch.zeros_like(change)
+        change = conjugate_gradients(start, change, gone.to(change.device), damped, STEPS, tolerance=1e-6)
+    return change.float()

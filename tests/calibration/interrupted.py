@@ -19,7 +19,11 @@ from tests.conftest import VOCABULARY, tiny_model
 
 LAYERS = 4
 LENGTH = 12
-WEIGHTS = {"method": "sparsessm", "sparsity": 0.5, "targets": ["in_proj", "out_proj", "A_log"]}  # plans its ratios first
+WEIGHTS = {
+    "method": "sparsessm",
+    "sparsity": 0.5,
+    "targets": ["in_proj", "out_proj", "A_log"],
+}  # plans its ratios first
 UNITS = {"method": "state_energy", "sparsity": 0.5, "uniform_sizes": False, "multiple_of": 2, "compensation": "bias"}
 RUNS = {  # name: (family, passes)
     "weights": ("mamba", [WEIGHTS]),
@@ -119,7 +123,9 @@ def main(root: Path) -> None:
         _, status = os.waitpid(child, 0)
         halves = sorted(path.name for path in (root / name).glob(f"*{shards.HALF}"))
         print(f"{name} left {halves}")
-        print(f"{name} ended by {-os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)}", flush=True)
+        print(
+            f"{name} ended by {-os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)}", flush=True
+        )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 # Copyright 2026 The optimum_ssm authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""Two processes (gloo, on the CPU) end where one does, and hold the same bits."""
+"""Two processes (gloo on the CPU, NCCL where there are two GPUs) end where one does, and hold the same bits."""
 
 import os
 import socket
@@ -31,6 +31,8 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, A
         port = str(free.getsockname()[1])
     # what torchrun sets; its agent would import torch once more
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    if torch.cuda.device_count() < 2:
+        common["ACCELERATE_USE_CPU"] = "true"
     command = [sys.executable, str(Path(__file__).with_name("two_ranks.py")), str(folder)]
     processes = []
     for rank in ("0", "1"):
@@ -57,16 +59,21 @@ def test_two_processes_are_as_one(launched: tuple, run: str) -> None:
         for name, value in one[what].items():
             assert torch.equal(value, two[what][name]), f"{what} of {name} differ between the processes"
     for name, mask in single["masks"].items():
-        assert torch.equal(one["masks"][name], mask), f"{name}: {int((one['masks'][name] ^ mask).sum())} entries differ"
+        assert torch.equal(one["masks"][name], mask), (
+            f"{name}: {int((one['masks'][name] ^ mask).sum())} entries differ"
+        )
     assert one["statistics"].keys() == single["statistics"].keys()
     for name, value in single["statistics"].items():
         assert (one["statistics"][name] - value).abs().max() <= 1e-6 * value.abs().max(), name
     for name, value in single["weights"].items():
-        torch.testing.assert_close(one["weights"][name], value, rtol=2e-3, atol=2e-4, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            one["weights"][name], value, rtol=2e-3, atol=2e-4, msg=lambda m, n=name: f"{n}: {m}"
+        )
     assert one["units"] == two["units"] == single["units"]
     assert one["tokens"] == single["tokens"]
     assert one["errors"] == two["errors"]
-    assert one["errors"] == pytest.approx(single["errors"], rel=1e-3, abs=1e-9)
+    for error, expected in zip(one["errors"], single["errors"], strict=True):
+        assert error == expected or error == pytest.approx(expected, rel=1e-3, abs=1e-9)
     assert one["perplexity"] == two["perplexity"]
     assert one["perplexity"] == pytest.approx(single["perplexity"], rel=1e-4)
 
@@ -87,7 +94,7 @@ def test_failures_are_those_of_all_processes(launched: tuple) -> None:
             "ConfigurationError: the 2 processes were given calibration texts that differ; all need the same"
         )
         assert found["models"].endswith("were given models that differ; all need the same")
-        assert found["solve"].endswith("backbone.layers.1.mixer.out_proj: the weight holds non-finite values")
+        assert found["solve"].endswith("backbone.layers.0.mixer.out_proj: no score for this one")
         assert found["save again"].startswith("CheckpointError: ") and "is not empty" in found["save again"]
 
 

@@ -70,7 +70,7 @@ def test_goes_on_bit_for_bit(
     run, _, finished = FAULTS[fault]
     assert f"{fault} ended by {3 if fault == 'full' else -9}" in output
     number = 2 if fault == "second-pass" else 1
-    pieces = [path for path in (root / fault).glob(f"pass-{number}-block-*.safetensors")]
+    pieces = list((root / fault).glob(f"pass-{number}-block-*.safetensors"))
     assert len(pieces) == finished, "the interruption came where it should"
     applied = []
     apply_tasks = pipeline.apply_tasks
@@ -78,7 +78,9 @@ def test_goes_on_bit_for_bit(
     pruner = pruner_of(run, root / fault)
     pruner.prune()
     assert_equal(whole[run], pruner)
-    assert len(applied) == len(RUNS[run][1]) * LAYERS - finished - (number - 1) * LAYERS, "finished blocks were taken over"
+    assert len(applied) == len(RUNS[run][1]) * LAYERS - finished - (number - 1) * LAYERS, (
+        "finished blocks were taken over"
+    )
     assert not [path for path in (root / fault).iterdir() if path.name.endswith(HALF)], "halves are cleaned away"
     assert str(root / fault) in caplog.text or not finished
 
@@ -88,7 +90,9 @@ def test_what_interrupted_writes_leave(interrupted: tuple[Path, str]) -> None:
     assert "middle left ['pass-1-block-0002.safetensors.half']" in output
     assert "unnamed left ['pass-1-block-0003.safetensors.half']" in output
     assert "full left []" in output, "a process that lives removes its half"
-    assert "block-0002.safetensors cannot be written: File too large. The finished blocks before it are whole" in output
+    assert (
+        "block-0002.safetensors cannot be written: File too large. The finished blocks before it are whole" in output
+    )
 
 
 def test_a_finished_run_is_not_computed_again(whole: dict[str, SSMPruner], tmp_path: Path, monkeypatch) -> None:
@@ -106,7 +110,10 @@ def test_a_finished_run_is_not_computed_again(whole: dict[str, SSMPruner], tmp_p
         ({"ids_seed": 6}, "the calibration text is another$"),
         ({"sparsity": 0.6}, r"config.sparsity was 0\.5, is 0\.6$"),
         ({"method_kwargs": {"variant": "l2"}}, r"config.method_kwargs was \{\}, is \{'variant': 'l2'\}$"),
-        ({"batch_size": 1, "sequential": False}, "config.batch_size was 2, is 1; config.sequential was True, is False$"),
+        (
+            {"batch_size": 1, "sequential": False},
+            "config.batch_size was 2, is 1; config.sequential was True, is False$",
+        ),
     ],
 )
 def test_pieces_of_another_run_are_refused(tmp_path_factory, changes: dict, message: str) -> None:

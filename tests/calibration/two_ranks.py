@@ -3,16 +3,18 @@
 """One process of the two that `test_ranks.py` starts, and what both it and a single process do."""
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from optimum_ssm import SSMPruner, SSMPrunerConfig, evaluate_perplexity
+from optimum_ssm import SSMPruner, SSMPrunerConfig, evaluate_perplexity, register_method
 from optimum_ssm.calibration import pipeline
 from optimum_ssm.calibration.ranks import current_ranks
 from optimum_ssm.errors import CalibrationError, CheckpointError, ConfigurationError
+from optimum_ssm.methods.magnitude import Magnitude
 from tests.conftest import VOCABULARY, tiny_model
 
 
@@ -37,6 +39,16 @@ RUNS: dict[str, tuple[str, int, dict[str, Any]]] = {  # family, calibration bloc
 }  # fmt: skip
 
 
+@dataclass
+class Refuses(Magnitude):
+    """Cannot score one weight of a block, of which one process takes care."""
+
+    def score(self, weight: Tensor, *args: Any) -> Tensor:
+        if weight.shape[0] == 32:
+            raise ValueError("no score for this one")
+        return super().score(weight, *args)
+
+
 def ids_of(samples: int) -> Tensor:
     return torch.randint(0, VOCABULARY, (samples, LENGTH), generator=torch.Generator().manual_seed(3))
 
@@ -46,7 +58,9 @@ def pruner_of(name: str, **changes: Any) -> SSMPruner:
     family, samples, options = RUNS[name]
     common = {"sparsity": 0.5, "seq_len": LENGTH, "num_samples": samples, "batch_size": 8, "dataset": ids_of(samples)}
     config = SSMPrunerConfig(**{**common, **options, **changes})
-    return SSMPruner(tiny_model(family, num_hidden_layers=3 if name == "block_drop" else 2), pruning_config=config)
+    model = tiny_model(family, num_hidden_layers=3 if name == "block_drop" else 2)
+    gpu = "cuda" if torch.cuda.device_count() > 1 else "cpu"
+    return SSMPruner(model.to(current_ranks().wire or gpu), pruning_config=config)
 
 
 def held(name: str) -> dict[str, Any]:
@@ -56,10 +70,10 @@ def held(name: str) -> dict[str, Any]:
 
     def seen(work: Any, place: Any, tasks: Any, values: Any, ranks: Any) -> list:
         if not statistics:
-            found = {f"{work.label(t)} {n}": value.clone() for t in tasks for n, value in values[t].items()}
+            found = {f"{work.label(t)} {n}": value.cpu().clone() for t in tasks for n, value in values[t].items()}
             statistics.update(found)
             for gradients in work.gradients.values() if hasattr(work, "gradients") else ():
-                statistics.update({f"{len(statistics)} {n}": value.clone() for n, value in gradients.items()})
+                statistics.update({f"{len(statistics)} {n}": value.cpu().clone() for n, value in gradients.items()})
         return apply_tasks(work, place, tasks, values, ranks)
 
     pipeline.apply_tasks = seen
@@ -71,7 +85,7 @@ def held(name: str) -> dict[str, Any]:
     return {
         "statistics": statistics,
         "masks": pruner.masks,
-        "weights": {name: parameter.detach() for name, parameter in pruner.model.named_parameters()},
+        "weights": {name: parameter.detach().cpu() for name, parameter in pruner.model.named_parameters()},
         "errors": [row.error for row in report.rows if row.error is not None] + report.passes[-1].block_errors,
         "units": {key: value for key, value in report.passes[-1].units.items() if key != "scores"},
         "tokens": report.passes[-1].tokens,
@@ -98,14 +112,13 @@ def main(folder: Path) -> None:
     if ranks.index == 1:
         broken.model.backbone.layers[0].mixer.D.data.mul_(2)
     found["models"] = message(broken.prune)
-    singular = pruner_of("sparsegpt", targets=["out_proj"])
-    singular.model.backbone.layers[1].mixer.out_proj.weight.data.fill_(float("nan"))
-    found["solve"] = message(singular.prune)
+    register_method("refuses")(Refuses)
+    found["solve"] = message(pruner_of("wanda", method="refuses", allocation=None).prune)
 
     resumed = [pruner_of("sparsessm", resume_from=str(folder / "pieces")) for _ in range(2)]
     for pruner in resumed:
         pruner.prune()
-    found["resumed"] = [{n: p.detach() for n, p in pruner.model.named_parameters()} for pruner in resumed]
+    found["resumed"] = [{n: p.detach().cpu() for n, p in pruner.model.named_parameters()} for pruner in resumed]
     resumed[0].save_pretrained(folder / "saved")
     found["saved there"] = (folder / "saved" / "model.safetensors").exists()
     found["save again"] = message(lambda: resumed[0].save_pretrained(folder / "saved"))

@@ -25,6 +25,12 @@ class Sensitivity(Allocation):
     With m matrices in a ranking, the n = min(`most`, m/2) least sensitive keep from 1-p-α rising linearly to 1-p, the n
     most sensitive from 1-p to 1-p+α, the others 1-p. The deviations cancel. All other weights lose the uniform share.
 
+    On our small trained models this made things worse: SparseGPT at 70 % went from a perplexity of 85.4 with uniform ratios to
+    97.1 (Mamba, 6 blocks) and from 87.8 to 98.6 (Mamba-2). The diagonal says how strong a weight's input is, not how much
+    the model needs it: the damage of pruning in_proj or out_proj of one block alone falls with it (rank correlations -0.60 and
+    -0.66, Mamba-2 -0.14 and -0.26), the first block being by far the most sensitive. The same deviations the other way round
+    gave 81.4 and 80.8. The rule is the published one; use `error` instead.
+
     Args:
         alpha (`float`): α, the largest deviation.
         sensitivity (`str`): `"sum_sq_diag"`: mean of the squared diagonal, as released; `"trace"`: as in the paper.

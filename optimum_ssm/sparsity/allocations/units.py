@@ -71,7 +71,8 @@ def uniform_size(size: int, sparsity: float, multiple: int) -> int:
 def round_sizes(kept: list[int], sizes: list[int], multiple: int) -> list[int]:
     """`kept` in multiples: floored, then the missing multiples by largest remainder, never less in all than before.
 
-    A block may also stay whole, and keeps at least one multiple (or itself, where it is smaller).
+    A block may also stay whole, and keeps at least one multiple (or itself, where it is smaller). What blocks gain by that is
+    taken from those with the smallest remainders, as long as so much can be taken.
     """
     floors = [min(size, max(multiple, keep // multiple * multiple)) for keep, size in zip(kept, sizes)]
     order = sorted(range(len(kept)), key=lambda i: (floors[i] - kept[i], i))
@@ -82,4 +83,8 @@ def round_sizes(kept: list[int], sizes: list[int], multiple: int) -> list[int]:
                 step = min(multiple, sizes[i] - floors[i])
                 floors[i] += step
                 missing -= step
+    for i in reversed(order):
+        while floors[i] > multiple and missing + (step := (floors[i] - 1) % multiple + 1) <= 0:
+            floors[i] -= step
+            missing += step
     return floors

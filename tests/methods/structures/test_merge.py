@@ -146,6 +146,19 @@ def test_compensation_brings_the_output_nearer(compensation, make_tiny_model, to
     assert errors[1] < errors[0]
 
 
+def test_compensation_leaves_removed_entries_removed(make_tiny_model, token_ids):
+    data = {"dataset": token_ids(8, 24), "seq_len": 24, "num_samples": 8, "batch_size": 4}
+    pruner = SSMPruner(make_tiny_model("mamba2", n_groups=4))
+    pruner.prune(
+        [
+            SSMPrunerConfig(method="magnitude", sparsity=0.5, targets=["out_proj"]),
+            config(0.5, compensation="least_squares", **data),
+        ]
+    )
+    for name, mask in pruner.masks.items():
+        assert torch.equal(pruner.model.get_parameter(name) == 0, mask)
+
+
 @pytest.mark.parametrize(
     "kind, changes, sparsity, message",
     [

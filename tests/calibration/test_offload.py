@@ -1,0 +1,248 @@
+# Copyright 2026 The optimum_ssm authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+"""A model that accelerate offloads is pruned as one in memory, and what comes of it is there to stay."""
+
+import gc
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.hooks import AlignDevicesHook
+from accelerate.utils import has_offloaded_params
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from optimum_ssm import CheckpointError, ConfigurationError, SSMPruner, SSMPrunerConfig
+from optimum_ssm.calibration import offload
+from optimum_ssm.calibration.offload import BlockWeights, is_offloaded, read_parameter, work_device
+from optimum_ssm.methods.wanda import Wanda
+
+
+OTHERS = {"backbone.embeddings": "cpu", "backbone.norm_f": "cpu", "lm_head": "cpu"}
+SOME = {**OTHERS, "backbone.layers.0": "disk", "backbone.layers.1": "cpu", "backbone.layers.2": "disk"}
+MAPS = {"some blocks": SOME, "everything": {"": "disk"}, "the backbone": {"backbone": "disk", "lm_head": "disk"}}
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory for temporary files, empty."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+@pytest.fixture(params=["mamba", "mamba2"])
+def checkpoint(
+    request: pytest.FixtureRequest, make_tiny_model: Callable[..., PreTrainedModel], tmp_path: Path
+) -> Path:
+    make_tiny_model(request.param, num_hidden_layers=3).save_pretrained(tmp_path / "dense")
+    return tmp_path / "dense"
+
+
+@pytest.fixture
+def mamba(make_tiny_model: Callable[..., PreTrainedModel], tmp_path: Path) -> Path:
+    make_tiny_model("mamba", num_hidden_layers=3).save_pretrained(tmp_path / "dense")
+    return tmp_path / "dense"
+
+
+@pytest.fixture
+def short_of_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(offload, "fits_memory", lambda _: False)
+
+
+def load(source: Path, ids: Tensor | None = None, device_map: object = None, **options: object) -> SSMPruner:
+    settings = {"method": "wanda", "sparsity": 0.5, "dataset": ids, "seq_len": 24, "batch_size": 2, **options}
+    where = {} if device_map is None else {"device_map": dict(device_map)}
+    return SSMPruner.from_pretrained(source, SSMPrunerConfig(**settings), **where)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def same_weights(one: PreTrainedModel, two: PreTrainedModel) -> bool:
+    return all(torch.equal(read_parameter(one, name), p.cpu()) for name, p in two.named_parameters())
+
+
+def check_like(pruner: SSMPruner, expected: SSMPruner, ids: Tensor, folder: Path) -> None:
+    """In memory, in a forward, in generate, and after a save and a reload: bit for bit."""
+    assert pruner.masks.keys() == expected.masks.keys()
+    assert all(torch.equal(pruner.masks[name], expected.masks[name]) for name in expected.masks)
+    assert pruner.report.passes[-1].block_errors == expected.report.passes[-1].block_errors
+    assert same_weights(pruner.model, expected.model)
+    assert torch.equal(pruner.model(ids).logits, expected.model(ids).logits)
+    new = {"max_new_tokens": 3, "do_sample": False}
+    assert torch.equal(pruner.model.generate(ids, **new), expected.model.generate(ids, **new))
+    pruner.model.save_pretrained(folder)
+    assert same_weights(AutoModelForCausalLM.from_pretrained(folder), expected.model)
+
+
+@pytest.mark.parametrize("device_map", MAPS.values(), ids=MAPS)
+def test_an_offloaded_model_is_pruned_as_one_in_memory(
+    checkpoint: Path, token_ids: Callable[..., Tensor], tmp_path: Path, device_map: dict[str, str]
+) -> None:
+    ids, before = token_ids(5), contents(checkpoint)
+    expected, pruner = load(checkpoint, ids), load(checkpoint, ids, device_map)
+    assert is_offloaded(pruner.model)
+    expected.prune()
+    pruner.prune()
+    for index, block in enumerate(pruner.model.base_model.layers):
+        assert not is_offloaded(block) and not any(map(has_offloaded_params, block.modules()))
+        assert pruner.model.hf_device_map[f"backbone.layers.{index}"] == "cpu"
+    check_like(pruner, expected, ids[:2], tmp_path / "pruned")
+    assert contents(checkpoint) == before, "the original files are only read"
+
+
+@pytest.mark.parametrize("options", [
+    {"allocation": "owl"},
+    {"reconstruction_epochs": 1, "targets": ["out_proj"]},
+    {"method": "state_energy", "axis": "state", "multiple_of": 1},
+])  # fmt: skip
+def test_a_block_that_does_not_fit_in_memory_stays_on_disk(
+    mamba: Path,
+    token_ids: Callable[..., Tensor],
+    tmp_path: Path,
+    temporary: Path,
+    short_of_memory: None,
+    options: dict[str, object],
+) -> None:
+    ids, before = token_ids(5), contents(mamba)
+    expected, pruner = load(mamba, ids, **options), load(mamba, ids, SOME, **options)
+    expected.prune()
+    pruner.prune()
+    for index in (0, 2):
+        block = pruner.model.base_model.layers[index]
+        assert all(parameter.is_meta for parameter in block.parameters())
+        assert isinstance(block.mixer.in_proj._hf_hook, AlignDevicesHook)
+        assert pruner.model.hf_device_map[f"backbone.layers.{index}"] == "disk"
+    assert len(list(temporary.rglob("*.safetensors"))) == 2
+    check_like(pruner, expected, ids[:2], tmp_path / "pruned")
+    assert contents(mamba) == before
+    del pruner, block
+    gc.collect()
+    assert not list(temporary.iterdir()), "the files go with the model"
+
+
+def test_a_second_pass_goes_on_from_the_first(
+    mamba: Path, token_ids: Callable[..., Tensor], tmp_path: Path, short_of_memory: None
+) -> None:
+    ids = token_ids(5)
+    expected, pruner = load(mamba, ids), load(mamba, ids, SOME)
+    for one in (expected, pruner):
+        one.prune()
+        one.prune(SSMPrunerConfig(method="sparsessm", sparsity=0.5, targets=["A_log"], dataset=ids, seq_len=24))
+    check_like(pruner, expected, ids[:2], tmp_path / "pruned")
+
+
+def test_a_pruned_checkpoint_is_loaded_offloaded_with_its_masks(
+    mamba: Path, token_ids: Callable[..., Tensor], tmp_path: Path, short_of_memory: None
+) -> None:
+    pruner = load(mamba, token_ids(5), SOME)
+    pruner.prune()
+    pruner.save_pretrained(tmp_path / "pruned")
+    again = SSMPruner.from_pretrained(tmp_path / "pruned", device_map=dict(SOME))
+    assert again.masks.keys() == pruner.masks.keys()
+    assert all(torch.equal(again.masks[name], mask) for name, mask in pruner.masks.items())
+
+
+def hooks(model: nn.Module) -> dict[str, object]:
+    return {name: module._hf_hook for name, module in model.named_modules() if hasattr(module, "_hf_hook")}
+
+
+def test_blocks_that_are_only_read_have_their_own_hooks_again(mamba: Path, token_ids: Callable[..., Tensor]) -> None:
+    model = load(mamba, token_ids(1), SOME).model
+    before, block = hooks(model), model.base_model.layers[0]
+    parameters = dict(block.named_parameters())
+    with BlockWeights(model).at_hand("backbone.layers.0", block, edit=False):
+        assert not is_offloaded(block)
+        block.mixer.out_proj.weight.data.zero_()
+    assert hooks(model) == before
+    assert all(parameter is parameters[name] for name, parameter in block.named_parameters())
+    assert read_parameter(model, "backbone.layers.0.mixer.out_proj.weight").any(), "what was written is forgotten"
+
+
+def test_hooks_are_whole_after_an_exception(
+    mamba: Path, token_ids: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch, short_of_memory: None
+) -> None:
+    pruner, ids, calls = load(mamba, token_ids(5), SOME), token_ids(2), []
+    original, names = Wanda.prune, set(hooks(pruner.model))
+
+    def fail(self: Wanda, *rest: object) -> object:
+        calls.append(1)
+        if len(calls) == 3:  # in the first block
+            raise RuntimeError("stop")
+        return original(self, *rest)
+
+    monkeypatch.setattr(Wanda, "prune", fail)
+    with pytest.raises(RuntimeError, match="stop"):
+        pruner.prune()
+    assert set(hooks(pruner.model)) == names
+    assert all(parameter.is_meta for parameter in pruner.model.base_model.layers[0].parameters())
+    assert pruner.model(ids).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"method": "gradient_magnitude"}, "takes gradients through the whole model"),
+    ({"method": "state_energy", "axis": "state", "multiple_of": 1, "compensation": "bias"}, "adds parameters"),
+])  # fmt: skip
+def test_what_an_offloaded_model_does_not_allow_is_said_before_the_work(
+    mamba: Path, token_ids: Callable[..., Tensor], options: dict[str, object], message: str
+) -> None:
+    pruner = load(mamba, token_ids(5), SOME, **options)
+    with pytest.raises(ConfigurationError, match=message):
+        pruner.prune()
+    assert not pruner.report.passes
+
+
+def test_an_offloaded_model_is_not_saved_over_the_files_it_reads(
+    mamba: Path, token_ids: Callable[..., Tensor]
+) -> None:
+    pruner, before = load(mamba, token_ids(5), SOME), contents(mamba)
+    with pytest.raises(CheckpointError, match="the offloaded model still reads"):
+        pruner.save_pretrained(mamba, overwrite=True)
+    assert contents(mamba) == before
+
+
+def test_max_memory_of_the_config_is_handed_to_from_pretrained(
+    mamba: Path, token_ids: Callable[..., Tensor], tmp_path: Path
+) -> None:
+    ids, options = token_ids(5), {"max_memory": {"cpu": 80_000}, "targets": ["out_proj"]}
+    settings = SSMPrunerConfig(method="wanda", sparsity=0.5, dataset=ids, seq_len=24, batch_size=2, **options)
+    pruner = SSMPruner.from_pretrained(mamba, settings, offload_folder=tmp_path / "offload")
+    assert "disk" in pruner.model.hf_device_map.values() and is_offloaded(pruner.model)
+    expected = load(mamba, ids, targets=["out_proj"])
+    expected.prune()
+    pruner.prune()
+    check_like(pruner, expected, ids[:2], tmp_path / "pruned")
+
+
+def test_the_device_is_the_parameters_or_the_hooks(mamba: Path, token_ids: Callable[..., Tensor]) -> None:
+    model = load(mamba, token_ids(1), SOME).model
+    assert work_device(model.base_model.layers[0]) == work_device(model.base_model.layers[1]) == torch.device("cpu")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("fits", [True, False])
+def test_blocks_offloaded_from_a_gpu(
+    checkpoint: Path, token_ids: Callable[..., Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fits: bool
+) -> None:
+    """Blocks 1 and 2 come to the GPU one after the other, from main memory and from disk."""
+    monkeypatch.setattr(offload, "fits_memory", lambda _: fits)
+    ids = token_ids(5).cuda()
+    places = {
+        **dict.fromkeys(OTHERS, 0),
+        "backbone.layers.0": 0,
+        "backbone.layers.1": "cpu",
+        "backbone.layers.2": "disk",
+    }
+    expected, pruner = load(checkpoint, ids, {"": 0}), load(checkpoint, ids, places)
+    expected.prune()
+    pruner.prune()
+    assert pruner.model.hf_device_map["backbone.layers.1"] == "cpu"
+    assert pruner.model.hf_device_map["backbone.layers.2"] == ("cpu" if fits else "disk")
+    assert all(parameter.is_meta for parameter in pruner.model.base_model.layers[1].parameters())
+    check_like(pruner, expected, ids[:2], tmp_path / "pruned")
