@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from optimum_ssm import CheckpointError, ConfigurationError, PruningReport, SSMPruner
+from optimum_ssm import ConfigurationError, PruningReport, SSMPruner
 from optimum_ssm.evaluation.inspection import inspect_checkpoint
 from optimum_ssm.families import family_of
 
@@ -32,6 +32,20 @@ def no_picture(monkeypatch):
 
 WANDA = {"method": "wanda", "pattern": "unstructured", "multiple_of": None, "targets": ["in_proj", "out_proj"]}
 STATE = {"method": "state_energy"}
+
+
+APART = {**STATE, "uniform_sizes": False, "allocation": "global"}
+
+
+def uneven(model_type):
+    """A model whose first block has the larger energies by far, so that one threshold keeps nearly all of its states."""
+    model = tiny_model(model_type)
+    mixer = model.base_model.layers[0].mixer
+    if model_type == "mamba":
+        mixer.x_proj.weight.data[14:] *= 20
+    else:
+        mixer.conv1d.weight.data[80:] *= 20
+    return model
 
 
 def check_zeros(pruner):
@@ -140,10 +154,10 @@ def test_a_cut_checkpoint_can_be_pruned_further(model_type, token_ids, tmp_path)
     """The same as both passes in one go; of one class or the other."""
     ids = token_ids()
     for number, uniform in enumerate((True, False)):
-        first = {"method": "state_energy", "uniform_sizes": uniform, "allocation": None if uniform else "last"}
+        first = STATE if uniform else APART
         second = {"method": "magnitude", "axis": "channel" if model_type == "mamba" else "head"}
-        both = prune(tiny_model(model_type), ids, first, second)
-        prune(tiny_model(model_type), ids, first).save_pretrained(tmp_path / f"{number}")
+        both = prune(uneven(model_type), ids, first, second)
+        prune(uneven(model_type), ids, first).save_pretrained(tmp_path / f"{number}")
         pruner = SSMPruner.from_pretrained(tmp_path / f"{number}")
         assert len({block.mixer.ssm_state_size for block in pruner.model.base_model.layers}) == (1 if uniform else 2)
         pruner.prune(
@@ -159,9 +173,9 @@ def test_a_cut_checkpoint_can_be_pruned_further(model_type, token_ids, tmp_path)
 
 
 def test_blocks_that_differ_lose_the_same_share_each(token_ids, tmp_path):
-    """uniform_sizes cannot make sizes alike that are not; every block then loses its share, and that is said."""
+    """uniform_sizes cannot make sizes alike that are not: every block then loses its share."""
     ids = token_ids()
-    pruner = prune(tiny_model("mamba"), ids, {"method": "state_energy", "uniform_sizes": False, "allocation": "last"})
+    pruner = prune(uneven("mamba"), ids, APART)
     kept = pruner.report.passes[0].units["kept"]
     assert len(set(kept)) == 2
     pruner.prune({"method": "random", "axis": "state", "sparsity": 0.3, "multiple_of": 1})
@@ -192,8 +206,7 @@ def test_compensation_makes_parameters_that_the_report_knows(token_ids, tmp_path
 @pytest.mark.parametrize("uniform", [True, False])
 def test_inspection_counts_what_a_cut_checkpoint_holds(uniform, token_ids, tmp_path):
     ids = token_ids()
-    first = {**STATE, "uniform_sizes": uniform, "allocation": None if uniform else "last"}
-    pruner = prune(biased("mamba2"), ids, first, {**WANDA, "sparsity": 0.25})
+    pruner = prune(uneven("mamba2"), ids, STATE if uniform else APART, {**WANDA, "sparsity": 0.25})
     pruner.save_pretrained(tmp_path / "out")
     found = inspect_checkpoint(tmp_path / "out")
     assert found.parameters == pruner.model.num_parameters()
@@ -211,7 +224,7 @@ def test_the_report_says_sizes_states_and_what_loads_it(token_ids):
     assert "Stock transformers loads it." in text
     assert "2 blocks with state_size 4, intermediate_size 64, time_step_rank 6." in text
     assert f"{4 * 2 * 64 * 4:,} bytes recurrent (float32), before pruning {4 * 2 * 64 * 8:,}" in text
-    own = prune(tiny_model("mamba"), ids, {**STATE, "uniform_sizes": False, "allocation": "last"}).report
+    own = prune(uneven("mamba"), ids, APART).report
     kept = sorted(own.passes[0].units["kept"])
     assert f"state 8 -> {kept[0]} to {kept[1]}" in str(own) and f"state_size {kept[0]} to {kept[1]}" in str(own)
     assert "Stock transformers does not load it: `import optimum_ssm` first." in str(own)
@@ -242,10 +255,9 @@ def test_the_card_says_how_a_cut_model_loads(token_ids, tmp_path):
     assert "of smaller size whose removed weights are zeros" in text and "- sparse" in text and "- structured" in text
 
 
-def test_code_beside_the_weights_of_a_stock_model_is_refused(token_ids, tmp_path):
-    with pytest.raises(CheckpointError, match="a class of transformers: its checkpoints need no code"):
-        prune(tiny_model("mamba"), token_ids(), STATE).save_pretrained(tmp_path / "out", remote_code=True)
-    assert not (tmp_path / "out").exists()
+def test_a_stock_model_gets_no_code_beside_its_weights(token_ids, tmp_path):
+    text = card(prune(tiny_model("mamba"), token_ids(), STATE), tmp_path / "out", remote_code=True)
+    assert not list((tmp_path / "out").glob("*.py")) and "trust_remote_code" not in text
 
 
 STRANGER = """
@@ -319,9 +331,10 @@ def test_contradictions_are_refused_by_name(values, message):
         SSMPruner(tiny_model("mamba"), pruning_config={"sparsity": 0.5, **values})
 
 
-def test_text_is_needed_before_the_first_block_is_touched():
+def test_text_is_needed_before_the_first_block_is_touched(tmp_path):
     model = tiny_model("mamba")
     before = copy.deepcopy(model.state_dict())
+    (tmp_path / "some.txt").write_text("a word " * 50)
     with pytest.raises(ConfigurationError, match="tokenizer"):
-        SSMPruner(model).prune({"method": "state_energy", "sparsity": 0.5, "dataset": "some.txt"})
+        SSMPruner(model).prune({**STATE, "sparsity": 0.5, "dataset": str(tmp_path / "some.txt")})
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

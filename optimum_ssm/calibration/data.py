@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import os
 import random
+import weakref
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +94,10 @@ def load_text(dataset: Any, name: str | None = None, split: str = "train", colum
     return text
 
 
+# The last text that was tokenised: the passes of a recipe mostly read the same one, and ten megabytes take seconds.
+_last: list[Any] = []
+
+
 def tokenize(text: str, tokenizer: Any) -> Tensor:
     """Token ids of one string, without special tokens: int64, (tokens).
 
@@ -100,8 +106,13 @@ def tokenize(text: str, tokenizer: Any) -> Tensor:
     """
     if tokenizer is None:
         raise ConfigurationError("text needs a tokenizer: pass tokenizer=…, or give token ids instead of text")
+    if _last and _last[0]() is tokenizer and _last[1] == text:
+        return _last[2]
     # verbose=False: the warning about sequences longer than the model's limit means nothing here, windows follow
-    return tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False)["input_ids"][0]
+    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False)["input_ids"][0]
+    with suppress(TypeError):  # a tokenizer that cannot be referenced weakly
+        _last[:] = weakref.ref(tokenizer), text, ids
+    return ids
 
 
 def _windows(stream: Tensor, count: int, length: int, seed: int) -> Tensor:
@@ -137,7 +148,9 @@ def _check_names(dataset: Any, given: dict[str, str | None]) -> None:
     for field, value in given.items():
         if value is not None:
             what = f"{os.fspath(dataset)!r} is a file" if is_name else f"this one is a {type(dataset).__name__}"
-            raise ConfigurationError(f"{field}={value!r} names a part of a dataset on the Hub, but {what}; leave it out")
+            raise ConfigurationError(
+                f"{field}={value!r} names a part of a dataset on the Hub, but {what}; leave it out"
+            )
 
 
 def _holds_ids(dataset: Any) -> bool:

@@ -106,18 +106,19 @@ class BlockStatistics:
             CalibrationError: the site saw another number of tokens, none of its inputs ever fired, or a sum is not
                 finite.
         """
-        if need in self._finished:
+        statistic = self._sites.get(need)
+        seen = self._scan_tokens if statistic is None else statistic.tokens
+        if seen == tokens and need in self._finished:
             return self._finished[need]
-        if need.site.end == "scan":
-            seen, value = self._scan_tokens, self._scan_sums.get(need.statistic)
+        if statistic is None:
+            value = self._scan_sums.get(need.statistic)
         else:
-            statistic = self._sites[need]
-            seen, value = statistic.tokens, statistic.value() if statistic.tokens else None
+            value = statistic.value() if statistic.tokens else None
         if seen != tokens or value is None:
             raise CalibrationError(f"{label}: its input was seen for {seen} of {tokens} calibration tokens")
         if not value.isfinite().all():
             raise CalibrationError(f"{label}: its calibration inputs are not finite ({need.statistic})")
-        if need.site.end != "scan" and not value.any():
+        if statistic is not None and not value.any():
             raise CalibrationError(f"{label}: its input is zero for every calibration token ({need.statistic})")
         self._finished[need] = value  # segments of a weight are given one tensor, and share what is derived from it
         return value

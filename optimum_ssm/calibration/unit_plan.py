@@ -20,7 +20,7 @@ from ..methods.structures import STRUCTURES
 from ..methods.structures.base import SCAN, StructuredMethod
 from ..sparsity.allocations import ALLOCATIONS
 from ..sparsity.allocations.base import Allocation
-from ..sparsity.allocations.units import uniform_size
+from ..sparsity.allocations.units import total_size, uniform_size
 from ..surgery.merge import check_groups, merged_sizes
 from ..surgery.settle import stock_fields
 from .drop_plan import BLOCK, DropPlan, make_drop_plan
@@ -142,17 +142,19 @@ def make_unit_plan(model: nn.Module, family: Family, config: SSMPrunerConfig) ->
         _task(i, name, of_block[axis], method, config.method, family) for (i, name, _), of_block in zip(blocks, axes)
     ]
     multiple = config.multiple_of or max(task.axis.multiple for task in tasks)
-    for task in tasks:
-        if config.sparsity and method.merges:
-            check_groups(task.axis.units, task.axis.units, family.sizes(blocks[0][2])["num_heads"])
-        if config.sparsity:  # names the multiple that is in the way, before any work
-            kept = uniform_size(task.axis.group_size, config.sparsity, multiple)
-            if method.merges:
-                check_groups(task.axis.units, kept, family.sizes(blocks[0][2])["num_heads"])
     if method.merges and not config.uniform_sizes:
         raise ConfigurationError(
             f"uniform_sizes=False compares blocks by scores, and method {config.method!r} has none. Allowed: True"
         )
+    if config.sparsity and not config.uniform_sizes:
+        total_size([task.axis.group_size for task in tasks], config.sparsity, multiple)
+    for task in tasks if config.sparsity and config.uniform_sizes else ():
+        heads = family.sizes(blocks[0][2])["num_heads"] if method.merges else 0
+        if method.merges:
+            check_groups(task.axis.units, task.axis.units, heads)
+        kept = uniform_size(task.axis.group_size, config.sparsity, multiple)  # names the multiple that is in the way
+        if method.merges:
+            check_groups(task.axis.units, kept, heads)
     name = config.allocation or ("uniform" if config.uniform_sizes else method.default_allocation)
     allocation = ALLOCATIONS.build(name, config.allocation_kwargs, "allocation_kwargs")
     epochs = config.reconstruction_epochs or 0
@@ -196,19 +198,23 @@ def _say_what_loads(plan: UnitPlan, model: nn.Module, blocks: list[nn.Module]) -
     """A result that stock classes cannot load is announced before the work starts."""
     if not plan.config.sparsity:
         return
-    why = "its blocks will differ in size"
-    if plan.uniform:
-        sizes = []
-        for task, block in zip(plan.tasks, blocks):
-            axis = task.axis
-            kept = uniform_size(axis.group_size, plan.config.sparsity, plan.multiple) * axis.groups
-            before = plan.family.sizes(block)
-            merges = plan.method.merges
-            sizes.append(merged_sizes(before, kept) if merges else plan.family.sizes_after(before, axis, kept))
-        if stock_fields(model, plan.family, sizes) is not None:
-            return
-        why = f"its class cannot build blocks of {sizes[0]}"
+    if not plan.uniform:
+        logger.warning(
+            "if its blocks come out in different sizes, the pruned model will load after `import optimum_ssm` only, not with "
+            "stock transformers. It can also be saved with its own modelling code, see save_pretrained(remote_code=True)"
+        )
+        return
+    sizes = []
+    for task, block in zip(plan.tasks, blocks):
+        axis = task.axis
+        kept = uniform_size(axis.group_size, plan.config.sparsity, plan.multiple) * axis.groups
+        before = plan.family.sizes(block)
+        merges = plan.method.merges
+        sizes.append(merged_sizes(before, kept) if merges else plan.family.sizes_after(before, axis, kept))
+    if stock_fields(model, plan.family, sizes) is not None:
+        return
     logger.warning(
-        f"the pruned model will load after `import optimum_ssm` only, not with stock transformers: {why}. It can also be "
-        "saved with its own modelling code, see save_pretrained(remote_code=True)"
+        f"the pruned model will load after `import optimum_ssm` only, not with stock transformers: its class "
+        f"cannot build blocks of {sizes[0]}. It can also be saved with its own modelling code, see "
+        "save_pretrained(remote_code=True)"
     )

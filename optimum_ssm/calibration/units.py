@@ -15,8 +15,7 @@ from ..errors import CalibrationError
 from ..families.axes import Owned
 from ..families.base import Site
 from ..methods.structures.base import SCAN, Units
-from ..sparsity.allocations.units import rank_energies, removed_units, round_sizes, uniform_size
-from ..sparsity.selection import round_half_up
+from ..sparsity.allocations.units import rank_energies, removed_units, round_sizes, total_size, uniform_size
 from ..surgery import norm
 from ..surgery.compensation import compensate
 from ..surgery.cut import cut
@@ -86,7 +85,7 @@ class UnitWork(Work[UnitTask]):
         if plan.uniform:
             kept = [uniform_size(size, share, plan.multiple) if share else size for size in sizes]
         else:
-            keep = max(len(tasks), sum(sizes) - round_half_up(share * sum(sizes)))
+            keep = total_size(sizes, share, plan.multiple)
             kept = round_sizes(plan.allocation.kept_units([summaries[t] for t in tasks], keep), sizes, plan.multiple)
         self._keep = dict(zip(tasks, kept))
         reached = 1 - sum(kept) / sum(sizes)

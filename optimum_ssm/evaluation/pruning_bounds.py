@@ -118,6 +118,9 @@ def pass_bounds(model: nn.Module, family: Family, plan: Any, tokens: int, place:
         size = sum(parameter.nbytes for parameter in block.parameters())
         if weights.device is not None and weights.device != next(block.parameters()).device:
             costs["weights"].add(link=(3 if planned else 2) * size)
+        _solve(costs["solve"], work, tasks, model, plan.config.method)
+        if not tokens:
+            continue
         for needs in passes[: 2 if planned else 1]:
             unique = {need for of_task in needs for need in of_task.values()}
             sums = sum(need.site.end == "scan" for need in unique)
@@ -131,7 +134,6 @@ def pass_bounds(model: nn.Module, family: Family, plan: Any, tokens: int, place:
         if tasks:
             _forward(costs["replay"], costs["scan"], family, block, tokens, 2 * stream, 0)
             costs["activations"].add(link=3 * stream if place != "device" else 0)
-        _solve(costs["solve"], work, tasks, model, plan.config.method)
     return {name: cost for name, cost in costs.items() if cost != Cost()}
 
 

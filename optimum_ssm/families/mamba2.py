@@ -101,9 +101,11 @@ class Mamba2(Family):
         else:
             after["n_groups"] = kept
             after["num_heads"] = kept * sizes["num_heads"] // sizes["n_groups"]
-        norm_groups = sizes["num_heads"] * sizes["head_dim"] // sizes.get("norm_group_size", 1)
+        inner, left = (of["num_heads"] * of["head_dim"] for of in (sizes, after))
         if "norm_group_size" in sizes and axis.name in ("head", "head_dim"):
-            after["norm_group_size"] = after["num_heads"] * after["head_dim"] // norm_groups
+            after["norm_group_size"] = left * sizes["norm_group_size"] // inner
+        elif sizes.get("norm_group_size", 0) > left:  # a norm over all channels, of which there are fewer now
+            after["norm_group_size"] = left
         return after
 
     def set_sizes(self, block: nn.Module, sizes: dict[str, int]) -> None:

@@ -32,5 +32,6 @@ class Random(WeightMethod):
 
     def score(self, weight: Tensor, statistics: Statistics, kind: str, selection: Selection) -> Tensor:
         digest = int(weight.double().abs().sum().item() * 1e6) % (2**31)
-        generator = torch.Generator().manual_seed((self.seed * 2**31 + digest) % 2**63)
+        mixed = (self.seed * 2654435761 + digest) % 2**32  # torch seeds the CPU by 32 bits
+        generator = torch.Generator().manual_seed(mixed)
         return torch.rand(weight.shape, generator=generator).to(weight.device)

@@ -67,6 +67,12 @@ def test_a_planning_pass_and_another_place_cost_more(
     assert "activations" not in plain and planned["activations"].link == 2 * (2 + 2 + 3) * stream
 
 
+def test_a_pass_without_text_reads_and_writes_weights_alone(tiny_mamba: PreTrainedModel) -> None:
+    family = family_of(tiny_mamba)
+    plan = make_plan(tiny_mamba, family, SSMPrunerConfig(method="magnitude", sparsity=0.5, targets=["out_proj"]))
+    assert pass_bounds(tiny_mamba, family, plan, 0, "device") == {"solve": Cost(bytes=2 * 2 * 32 * 64 * 4)}
+
+
 def test_seconds_are_parts_over_rates() -> None:
     rates = Rates(matmul=1.0, exact=2.0, double=4.0, bandwidth=8.0, link=16.0)
     cost = Cost()

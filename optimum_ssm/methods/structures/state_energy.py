@@ -23,7 +23,8 @@ class StateEnergy(StructuredMethod):
     exactly the squared change of the scan's output when that state is removed.
 
     Args:
-        weighted (`bool`): weigh every channel by what follows it, E[silu(z)²] ‖W_out column‖².
+        weighted (`bool`): weigh every channel by what follows it, E[silu(z)²] ‖W_out column‖², every head by the mean of
+            that over its channels.
     """
 
     summary: ClassVar[str] = "energy of a state's contribution to the scan's output"
@@ -44,7 +45,7 @@ class StateEnergy(StructuredMethod):
 
 
 def downstream(units: Units, rows: int) -> Tensor:
-    """E[silu(z)²] ‖W_out column‖² of every channel, summed over the channels of each of `rows` heads, float64."""
+    """E[silu(z)²] ‖W_out column‖² of every channel, or its mean over the channels of each of `rows` heads, (rows), float64."""
     gate = units.statistics["in_proj.z", "gate_energy"].double().flatten()
     columns = units.parts["out_proj"].double().square().sum((1, 2))
     return (gate * columns).reshape(rows, -1).mean(1)

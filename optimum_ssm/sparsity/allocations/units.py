@@ -68,6 +68,26 @@ def uniform_size(size: int, sparsity: float, multiple: int) -> int:
     return rounded
 
 
+def total_size(sizes: list[int], sparsity: float, multiple: int) -> int:
+    """Units that blocks of these sizes keep together: Σ size - round(sparsity · Σ size).
+
+    Raises:
+        ConfigurationError: there would not be one for every block, or the multiple leaves nothing to remove.
+    """
+    keep = sum(sizes) - round_half_up(sparsity * sum(sizes))
+    if keep < len(sizes):
+        raise ConfigurationError(
+            f"sparsity={sparsity:g} leaves {keep} of {sum(sizes)} units for {len(sizes)} blocks; keep at least one in each"
+        )
+    steps = [(size - 1) % multiple + 1 for size in sizes if size > multiple]  # down to the next multiple
+    if keep < sum(sizes) and (not steps or sum(sizes) - min(steps) < keep):
+        raise ConfigurationError(
+            f"multiple_of={multiple} leaves nothing to remove: {keep} of {sum(sizes)} units in {len(sizes)} blocks are to "
+            "stay. Allowed are smaller multiples, such as multiple_of=1"
+        )
+    return keep
+
+
 def round_sizes(kept: list[int], sizes: list[int], multiple: int) -> list[int]:
     """`kept` in multiples: floored, then the missing multiples by largest remainder, never less in all than before.
 

@@ -10,7 +10,14 @@ import torch
 from optimum_ssm.errors import ConfigurationError
 from optimum_ssm.sparsity.allocations.global_ import Global
 from optimum_ssm.sparsity.allocations.uniform import Uniform
-from optimum_ssm.sparsity.allocations.units import highest, rank_energies, removed_units, round_sizes, uniform_size
+from optimum_ssm.sparsity.allocations.units import (
+    highest,
+    rank_energies,
+    removed_units,
+    round_sizes,
+    total_size,
+    uniform_size,
+)
 
 
 def test_the_lowest_of_every_group_go_and_ties_by_index():
@@ -89,3 +96,16 @@ def test_rounding_keeps_exact_multiples_and_whole_blocks():
     assert round_sizes([6, 6], [6, 6], 4) == [6, 6], "a block that is no multiple may stay whole"
     assert round_sizes([2, 3], [3, 3], 4) == [3, 3], "one that is smaller than the multiple stays whole"
     assert round_sizes([5, 7], [12, 12], 4) == [4, 8], "the larger remainder is rounded up"
+
+
+def test_blocks_of_their_own_sizes_share_one_count():
+    assert total_size([8, 8, 8], 0.4, 1) == 14
+    assert total_size([16, 16], 0.3, 8) == 22, "24 can be kept"
+    assert total_size([10, 4], 0.2, 8) == 11, "12 can: 8 and the small one whole"
+    assert total_size([8, 8], 0.0, 16) == 16
+    with pytest.raises(ConfigurationError, match="leaves 1 of 16 units for 2 blocks; keep at least one in each"):
+        total_size([8, 8], 0.95, 1)
+    with pytest.raises(ConfigurationError, match="multiple_of=16 leaves nothing to remove: 8 of 16 units in 2 blocks"):
+        total_size([8, 8], 0.5, 16)
+    with pytest.raises(ConfigurationError, match="multiple_of=8 leaves nothing to remove"):
+        total_size([16, 16], 0.1, 8)
