@@ -177,7 +177,14 @@ class SSMPrunerConfig:
         if self.pattern == "unstructured" and (self.axis is not None or only_structures):
             self.pattern = "structured"
         if not self.structured:
-            given = [name for name in ("axis", "multiple_of", "compensation") if getattr(self, name) is not None]
+            plain = {
+                "axis": None,
+                "multiple_of": None,
+                "compensation": None,
+                "norm_rescale": "mask",
+                "uniform_sizes": True,
+            }
+            given = [name for name, value in plain.items() if getattr(self, name) != value]
             if given:
                 raise ConfigurationError(f"{given[0]}={getattr(self, given[0])!r} goes with pattern='structured' only")
             return

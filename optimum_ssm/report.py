@@ -81,7 +81,8 @@ class Pass:
         reconstruction (`list`): per block the relative distance from the dense model's output before and after its kept
             weights were tuned; empty without reconstruction.
         removed (`int`): entries that this pass removed and no earlier one had.
-        units (`dict`): for a structured pass `axis`, and by block the units `before` and `kept`, and which were `removed`. Of
+        units (`dict`): for a structured pass `axis`, and by block the units `before` and `kept`, which were `removed`, and
+            the `groups` of which each keeps the same number. Of
             whole blocks there is one entry, see `report_blocks.record_drops`.
     """
 
@@ -255,8 +256,7 @@ class PruningReport:
         ranges = []
         for name in self.sizes[0]:
             values = [sizes[name] for sizes in self.sizes]
-            low, high = min(values), max(values)
-            ranges.append(f"{name} {low}" if low == high else f"{name} {low} to {high}")
+            ranges.append(f"{name} {_span(values)}")
         return f"{len(self.sizes)} blocks with {', '.join(ranges)}."
 
     def __str__(self) -> str:
@@ -314,12 +314,21 @@ def table(head: Iterable[str], body: Iterable[Iterable[str]], right: tuple[int, 
 
 
 def _units(units: dict[str, Any]) -> str:
-    """Which units a structured pass left, such as `, state 64 -> 32`."""
+    """Which units a structured pass left, such as `, state 128 -> 64 (64 -> 32 in each group)`."""
     if not units:
         return ""
     before, kept = units["before"], units["kept"]
-    spans = [str(min(v)) if min(v) == max(v) else f"{min(v)} to {max(v)}" for v in (before, kept)]
-    return f", {units.get('unit', units['axis'])} {spans[0]} -> {spans[1]}"
+    text = f", {units.get('unit', units['axis'])} {_span(before)} -> {_span(kept)}"
+    groups = units.get("groups", [1])
+    if max(groups) > 1:
+        each = [_span([count // group for count, group in zip(counts, groups)]) for counts in (before, kept)]
+        text += f" ({each[0]} -> {each[1]} in each {'head' if units['axis'] == 'head_dim' else 'group'})"
+    return text
+
+
+def _span(values: list[int]) -> str:
+    low, high = min(values), max(values)
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def _percent(part: int, whole: int) -> str:

@@ -63,7 +63,7 @@ def _record_cuts(
                 masks[name] = outcome.sliced(path, masks[name])
             rows[name].reason = outcome.reason
             rows[name].methods.append(plan.config.method)
-    return _units(plan.axis, outcomes)
+    return _units(plan, outcomes)
 
 
 def recount(report: PruningReport, masks: dict[str, Tensor], family: Family, model: PreTrainedModel) -> None:
@@ -104,10 +104,12 @@ def _component(name: str) -> str:
     return f"{parts[-2]}.bias" if parts[-1] == "bias" else parts[-1]
 
 
-def _units(axis: str, outcomes: list[UnitOutcome]) -> dict:
+def _units(plan: UnitPlan, outcomes: list[UnitOutcome]) -> dict:
+    groups = {task.block: task.axis.groups for task in plan.tasks}
     return {
-        "axis": axis,
+        "axis": plan.axis,
         "before": [outcome.units for outcome in outcomes],
         "kept": [outcome.units - len(outcome.removed) for outcome in outcomes],
         "removed": [outcome.removed for outcome in outcomes],
+        "groups": [groups[outcome.block] for outcome in outcomes],
     }

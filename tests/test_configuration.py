@@ -65,6 +65,9 @@ WRONG_TYPES = {
     "method_kwargs": [None, [("a", 1)], "a=1"],
     "allocation_kwargs": [None, ["a"]],
     "resume_from": [1, ["here"]],
+    "offload": [1, ["cpu"], True],
+    "device": [0, ["cuda"], True],
+    "max_memory": ["20GiB", ["cpu"], 3],
 }
 
 

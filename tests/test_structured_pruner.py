@@ -228,7 +228,10 @@ def test_the_report_says_sizes_states_and_what_loads_it(token_ids):
     kept = sorted(own.passes[0].units["kept"])
     assert f"state 8 -> {kept[0]} to {kept[1]}" in str(own) and f"state_size {kept[0]} to {kept[1]}" in str(own)
     assert "Stock transformers does not load it: `import optimum_ssm` first." in str(own)
-    for report in (uniform, own):
+    groups = prune(tiny_model("mamba2"), ids, STATE, {"method": "energy", "axis": "head_dim"}).report
+    assert "structured, state 16 -> 8 (8 -> 4 in each group)," in str(groups)
+    assert "structured, head_dim 64 -> 32 (8 -> 4 in each head)," in str(groups)
+    for report in (uniform, own, groups):
         again = PruningReport.from_json(report.to_json())
         assert again == report and str(again) == str(report)
         assert json.loads(report.to_json())["totals"]["pruned"] == report.pruned

@@ -84,8 +84,9 @@ def check_offload(model: nn.Module, plan: Any) -> None:
             raise ConfigurationError(
                 f"{reason}, which an offloaded model does not allow; load it without cpu or disk offload"
             )
-    targets = [getattr(task, "target", None) for task in plan.tasks]
-    for name in [target.parameter for target in targets if target is not None]:
+    names = [task.target.parameter for task in plan.tasks if hasattr(task, "target")]
+    names += [f"{t.name}.{part.parameter}" for t in plan.tasks if hasattr(t, "axis") for part in t.axis.owned]
+    for name in names:
         module = model.get_submodule(name.rpartition(".")[0])
         if model.get_parameter(name).is_meta and not has_offloaded_params(module):
             raise ConfigurationError(

@@ -88,7 +88,8 @@ class UnitPlan:
     @property
     def needs_text(self) -> bool:
         """Whether any calibration text is needed at all."""
-        asks = self.config.compensation is not None or self.config.norm_rescale == "energy"
+        rescales = self.config.norm_rescale == "energy" and any(task.axis.norm for task in self.tasks)
+        asks = self.config.compensation is not None or rescales
         return bool(self.reconstruction.epochs or asks or any(task.needs for task in self.tasks))
 
     @property
@@ -173,6 +174,7 @@ def make_unit_plan(model: nn.Module, family: Family, config: SSMPrunerConfig) ->
         tasks,
         Reconstruction(epochs, **config.reconstruction_kwargs),
     )
+    _say_what_changes_nothing(plan)
     _say_what_loads(plan, model, [block for _, _, block in blocks])
     return plan
 
@@ -192,6 +194,19 @@ def _task(index: int, name: str, axis: Axis, method: StructuredMethod, method_na
                 f"{', '.join(sorted(known))}"
             )
     return UnitTask(index, name, axis, needs)
+
+
+def _say_what_changes_nothing(plan: UnitPlan) -> None:
+    config, sizes = plan.config, {(task.axis.groups, task.axis.group_size) for task in plan.tasks}
+    if config.norm_rescale != "mask" and not any(task.axis.norm for task in plan.tasks):
+        logger.warning(
+            f"norm_rescale={config.norm_rescale!r} changes nothing: no norm averages over what goes with axis {plan.axis!r}"
+        )
+    if plan.uniform and len(sizes) > 1:
+        logger.warning(
+            f"axis {plan.axis!r} differs in size between blocks already: each of them loses the same share, and "
+            "uniform_sizes=True does not make them alike"
+        )
 
 
 def _say_what_loads(plan: UnitPlan, model: nn.Module, blocks: list[nn.Module]) -> None:

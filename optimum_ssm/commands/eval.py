@@ -47,4 +47,6 @@ class EvalCommand(SSMLeafCommand):
             **perplexity_kwargs(args),
         )
         if current_ranks().main:  # under `accelerate launch` one process speaks
-            print(json.dumps(found.to_dict()) if args.json else f"perplexity {found.perplexity:.4f} ({found.protocol})")
+            print(
+                json.dumps(found.to_dict()) if args.json else f"perplexity {found.perplexity:.4f} ({found.protocol})"
+            )

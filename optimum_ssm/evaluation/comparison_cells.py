@@ -28,7 +28,7 @@ from ..sparsity.pattern import Pattern
 ALL = "all"  # the component that means the method's default targets
 MATCHING = "matching"  # the fill whose damage the method estimates
 # What the comparison itself decides, so that a method's options may not.
-TAKEN = ("method", "sparsity", "pattern", "targets", "a_log_fill", "dataset", "dataset_name", "dataset_split",
+TAKEN = ("method", "sparsity", "pattern", "axis", "targets", "a_log_fill", "dataset", "dataset_name", "dataset_split",
          "text_column", "num_samples", "seq_len")  # fmt: skip
 
 

@@ -9,9 +9,13 @@ import os
 import tempfile
 from pathlib import Path
 
+from transformers.utils import logging
+
 from ..errors import CheckpointError
 from ..evaluation.comparison_table import Comparison, ComparisonRow, rows_from_csv
 
+
+logger = logging.get_logger(__name__)
 
 TABLE, SETTINGS, TEXT, PICTURE = "comparison.csv", "comparison.json", "comparison.md", "comparison.png"
 
@@ -66,12 +70,17 @@ class ComparisonFiles:
         self._write(TABLE, self._with_known(comparison).to_csv())
 
     def finish(self, comparison: Comparison) -> list[Path]:
-        """Write everything, with text and picture of all rows; the paths."""
+        """Write everything, with text and picture of all rows; the paths. Without matplotlib there is no picture."""
         self.write(comparison)
         whole = self._with_known(comparison)
         self._write(TEXT, whole.to_markdown())
-        whole.plot(self.directory / PICTURE)
-        return [self.directory / name for name in (TABLE, SETTINGS, TEXT, PICTURE)]
+        written = [TABLE, SETTINGS, TEXT]
+        try:
+            whole.plot(self.directory / PICTURE)
+            written.append(PICTURE)
+        except ModuleNotFoundError as error:  # the rows may be hours of work: they must not end in this
+            logger.warning(f"no picture: {error}; the same command draws it where matplotlib is installed")
+        return [self.directory / name for name in written]
 
     def _with_known(self, comparison: Comparison) -> Comparison:
         fresh = {row.key for row in comparison.rows}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from accelerate.hooks import AlignDevicesHook
 from accelerate.utils import has_offloaded_params
 from torch import Tensor, nn
@@ -163,6 +164,22 @@ def test_blocks_that_are_only_read_have_their_own_hooks_again(mamba: Path, token
     assert hooks(model) == before
     assert all(parameter is parameters[name] for name, parameter in block.named_parameters())
     assert read_parameter(model, "backbone.layers.0.mixer.out_proj.weight").any(), "what was written is forgotten"
+
+
+def test_values_in_main_memory_are_copied_not_lent(tiny_mamba: PreTrainedModel) -> None:
+    """Hooks of `cpu_offload` hold the tensors themselves."""
+    name, block = "backbone.layers.0", tiny_mamba.base_model.layers[0]
+    dense = block.mixer.out_proj.weight.detach().clone()
+    cpu_offload(tiny_mamba, torch.device("cpu"))
+    store = block.mixer.out_proj._hf_hook.weights_map.dataset
+    for edit in (False, True):
+        with BlockWeights(tiny_mamba).at_hand(name, block, edit=edit):
+            assert torch.equal(block.mixer.out_proj.weight, dense)
+            block.mixer.out_proj.weight.data.mul_(2)
+        found = read_parameter(tiny_mamba, f"{name}.mixer.out_proj.weight")
+        assert torch.equal(found, 2 * dense if edit else dense)
+    assert f"{name}.mixer.out_proj.weight" not in store, "the values before the change are let go"
+    assert "backbone.layers.1.mixer.out_proj.weight" in store
 
 
 def test_hooks_are_whole_after_an_exception(

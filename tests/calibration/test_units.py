@@ -6,8 +6,9 @@ import copy
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
-from optimum_ssm import CalibrationError, ConfigurationError, SSMPrunerConfig
+from optimum_ssm import CalibrationError, ConfigurationError, SSMPruner, SSMPrunerConfig
 from optimum_ssm.calibration.plan import make_plan
 from optimum_ssm.calibration.unit_plan import UnitPlan
 from optimum_ssm.families import family_of
@@ -50,12 +51,17 @@ def test_default_heads_keep_the_kernels_alignment():
     "values, needs",
     [
         ({"method": "magnitude", "axis": "state"}, False), ({"method": "random"}, False), ({"method": "state_energy"}, True),
-        ({"method": "random", "compensation": "bias"}, True), ({"method": "random", "norm_rescale": "energy"}, True),
+        ({"method": "random", "compensation": "bias"}, True), ({"method": "random", "norm_rescale": "energy"}, False),
         ({"method": "random", "reconstruction_epochs": 1}, True), ({"method": "taylor"}, True),
     ],
 )  # fmt: skip
 def test_text_is_asked_for_only_where_it_is_read(values, needs):
     assert plan_of(tiny_model("mamba"), **values).needs_text == needs
+
+
+def test_energy_needs_text_where_there_is_a_norm():
+    assert plan_of(tiny_model("mamba2"), method="random", axis="head", norm_rescale="energy").needs_text
+    assert not plan_of(tiny_model("mamba2"), method="random", axis="state", norm_rescale="energy").needs_text
 
 
 def test_gradients_are_taken_of_what_the_axis_owns():
@@ -110,6 +116,48 @@ def test_what_stock_classes_cannot_load_is_said_before(token_ids, caplog):
 def test_a_share_that_multiples_cannot_meet_is_said(caplog):
     prune(tiny_model("mamba"), None, method="random", axis="channel", sparsity=0.6, multiple_of=32)
     assert "50.00% of the units go, not 60.00%: kept units come in multiples of 32" in warnings_of(caplog)
+
+
+def test_settings_that_change_nothing_are_said(token_ids, caplog):
+    prune(tiny_model("mamba"), None, method="random", axis="state", norm_rescale="none")
+    assert "norm_rescale='none' changes nothing: no norm averages over what goes with axis 'state'" in warnings_of(
+        caplog
+    )
+    caplog.clear()
+    apart = {"method": "flap", "axis": "channel", "uniform_sizes": False}
+    pruner = prune(tiny_model("mamba"), token_ids(), apart)
+    assert len(set(pruner.report.passes[0].units["kept"])) == 2
+    pruner.prune({"method": "random", "axis": "channel", "sparsity": 0.1, "multiple_of": 1})
+    assert "axis 'channel' differs in size between blocks already: each of them loses the same share" in warnings_of(
+        caplog
+    )
+
+
+def test_a_model_without_weights_is_refused_by_name():
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(tiny_model("mamba").config)
+    with pytest.raises(
+        ConfigurationError, match="layers.0.mixer.x_proj.weight is offloaded, and no hook of accelerate"
+    ):
+        prune(model, None, method="magnitude", axis="state")
+
+
+@pytest.mark.parametrize("method, values", [("state_energy", {}), ("flap", {"norm_rescale": "energy"}),
+                                            ("energy", {"compensation": "least_squares"})])  # fmt: skip
+def test_offloaded_blocks_are_cut_like_others(method, values, token_ids, tmp_path):
+    ids, model = token_ids(), tiny_model("mamba2")
+    model.save_pretrained(tmp_path / "dense")
+    places = {"backbone.layers.1": "disk"} | dict.fromkeys(
+        ("backbone.embeddings", "lm_head", "backbone.layers.0", "backbone.norm_f"), "cpu"
+    )
+    pruner = SSMPruner.from_pretrained(tmp_path / "dense", device_map=places, offload_folder=tmp_path / "offload")
+    assert any(parameter.is_meta for parameter in pruner.model.parameters())
+    pruner.prune(
+        {"method": method, "sparsity": 0.5, "multiple_of": 1, "dataset": ids, "seq_len": 24, "batch_size": 2, **values}
+    )
+    wanted = prune(model, ids, method=method, **values)
+    assert pruner.report.passes[0].units == wanted.report.passes[0].units
+    assert torch.equal(logits(pruner.model, ids), logits(wanted.model, ids))
 
 
 # ------------------------------------------------------------------ the pass

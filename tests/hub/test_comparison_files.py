@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A comparison on disk goes on where it was cut off, and never mixes rows of different settings."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,11 @@ def test_a_place_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> No
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot be written to"):
         ComparisonFiles(tmp_path / "file" / "below")
+
+
+def test_without_matplotlib_the_table_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    written = ComparisonFiles(tmp_path).finish(Comparison(SETTINGS, [A, B]))
+    assert [path.name for path in written] == ["comparison.csv", "comparison.json", "comparison.md"]

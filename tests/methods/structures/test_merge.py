@@ -98,7 +98,8 @@ def test_saved_and_loaded_is_the_same_model(make_tiny_model, token_ids, tmp_path
     pruner = SSMPruner(model)
     report = pruner.prune(config(0.75))
     assert not sizes and {entry["n_groups"] for entry in report.sizes} == {1}
-    assert report.passes[0].units == {"axis": "group", "before": [4, 4], "kept": [1, 1], "removed": [[1, 2, 3]] * 2}
+    units = {"axis": "group", "before": [4, 4], "kept": [1, 1], "removed": [[1, 2, 3]] * 2, "groups": [1, 1]}
+    assert report.passes[0].units == units
     assert report.parameters_after == sum(parameter.numel() for parameter in model.parameters())
     assert report.recurrent_state_bytes == report.dense_state_bytes
     pruner.save_pretrained(tmp_path)
