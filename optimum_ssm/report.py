@@ -82,8 +82,8 @@ class Pass:
             weights were tuned; empty without reconstruction.
         removed (`int`): entries that this pass removed and no earlier one had.
         units (`dict`): for a structured pass `axis`, and by block the units `before` and `kept`, which were `removed`, and
-            the `groups` of which each keeps the same number. Of
-            whole blocks there is one entry, see `report_blocks.record_drops`.
+            the `groups` of which each keeps the same number. Of whole blocks there is one entry, see
+            `report_blocks.record_drops`.
     """
 
     config: dict[str, Any]

@@ -116,6 +116,8 @@ class BlockWeights:
 
     def __init__(self, model: nn.Module, device: str | None = None):
         self.model, self.device = model, None if device is None else torch.device(device)
+        if self.device is not None and self.device.type == "cuda" and self.device.index is None:
+            self.device = torch.device("cuda", torch.cuda.current_device())  # as parameters name it
 
     def device_of(self, block: nn.Module) -> torch.device:
         """Where a block will be worked on."""

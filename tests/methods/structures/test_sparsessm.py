@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from optimum_ssm.errors import ConfigurationError
+from optimum_ssm.methods.structures.base import Units
+from optimum_ssm.methods.structures.sparsessm import SparseSSMStates
 
 from ...conftest import tiny_model
 from ...reference import trace
@@ -39,6 +41,16 @@ def test_v1_removes_the_states_with_most_votes(gone, token_ids):
         wanted.append(sorted(order[:gone]))
     pruner = prune(model, ids, method="sparsessm", axis="state", sparsity=gone / 8, sequential=False)
     assert pruner.report.passes[0].units["removed"] == wanted
+
+
+@pytest.mark.parametrize("last", [(1.0, 0.5, 2.0), (2.0, 1.0, 0.5)])
+def test_every_step_but_the_first_has_a_vote(last):
+    """State 0 is lowest at steps 1 and 2 and never again, though its sum is the largest; step 0 votes for state 2."""
+    steps = [(1.0, 1.0, 0.0), (0.1, 2.0, 2.0), (0.1, 2.0, 2.0), (90.0, *last[1:])]
+    statistics = {("scan", "state_prev"): torch.tensor(steps)[:, None]}
+    units = Units("state", 3, 1, 1, {"A_log": torch.full((3, 1, 1), -2.0)}, {"A_log": "a_log"}, statistics)
+    scores = SparseSSMStates().scores(units)
+    assert scores.argmin() == 0 and -2 < scores[0] <= -1 and scores[1:].sort().values[0] < 0
 
 
 def test_with_two_tokens_only_one_step_votes_and_both_variants_agree(token_ids):
