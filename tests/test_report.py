@@ -127,7 +127,7 @@ def test_a_second_pass_over_the_same_weight_counts_nothing_twice(tiny_mamba: Pre
 
 
 def test_two_passes_that_choose_differently_are_counted_as_their_union(tiny_mamba2: PreTrainedModel) -> None:
-    draws = [{"method": "random", "targets": ["in_proj", "A_log"], "seed": seed} for seed in (1, 2)]
+    draws = [{"method": "random", "targets": ["in_proj", "A_log"], "seed": seed} for seed in (1, 3)]
     pruner = prune(tiny_mamba2, *draws)
     for name, mask in pruner.masks.items():
         row, held = rows_of(pruner.report)[name], tiny_mamba2.get_parameter(name)

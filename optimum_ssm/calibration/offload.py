@@ -181,6 +181,8 @@ class BlockWeights:
         device: torch.device,
     ) -> None:
         """Keep a changed block in main memory, or on disk if it does not fit, and let its hooks know."""
+        if not modules:  # nothing was brought in: what is meta here was never loaded
+            return
         paths = {module: path for path, module in block.named_modules()}
         size = sum(p.numel() * p.element_size() for p in block.parameters())
         in_memory = _place(self.model, name) == "cpu" or fits_memory(size)

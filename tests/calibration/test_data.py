@@ -270,7 +270,9 @@ def test_names_of_parts_of_a_hub_dataset_are_refused_beside_anything_else(text_f
         blocks([list(range(16))] * 5, **values)
 
 
-@pytest.mark.parametrize("make", [np.array, list, tuple, lambda ids: [np.int32(i) for i in ids], lambda ids: [list(ids)]])
+@pytest.mark.parametrize(
+    "make", [np.array, list, tuple, lambda ids: [np.int32(i) for i in ids], lambda ids: [list(ids)]]
+)
 def test_ids_of_any_make_are_the_same_blocks(make):
     ids = list(range(200))
     assert torch.equal(blocks(make(ids)), blocks(torch.tensor(ids)))

@@ -91,7 +91,9 @@ def test_every_site_sees_every_token_once(
         for weight, of_weight in needs.items():
             for need in of_weight.values():
                 statistics.of(need, weight, SAMPLES * LENGTH)
-                with pytest.raises(CalibrationError, match=f"^{weight}: its input was seen for 120 of 121 calibration"):
+                with pytest.raises(
+                    CalibrationError, match=f"^{weight}: its input was seen for 120 of 121 calibration"
+                ):
                     statistics.of(need, weight, SAMPLES * LENGTH + 1)
 
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from optimum_ssm import SSMPruner, __version__, evaluate_perplexity
 from optimum_ssm.families import FAMILIES
 from optimum_ssm.methods import METHODS
+from optimum_ssm.methods.structures import STRUCTURES
 from optimum_ssm.sparsity.allocations import ALLOCATIONS
 
 from .conftest import Ended
@@ -117,21 +118,26 @@ def test_inspect_errors_are_one_line(ssm: Callable[..., Ended], tiny_dir: Path, 
 def test_methods_lists_every_entry_of_the_registries(ssm: Callable[..., Ended]) -> None:
     ended = ssm("methods")
     assert ended.code == 0
-    for registry in (METHODS, ALLOCATIONS):
+    for registry in (METHODS, STRUCTURES, ALLOCATIONS):
+        section = ended.out.partition(f"{registry.kind}s:\n")[2]
         for name, entry in registry.items():
-            line = next(line for line in ended.out.splitlines() if line.split()[:1] == [name])
-            assert line.endswith(entry.summary)
+            line = next(line for line in section.splitlines() if line.split()[:1] == [name])
+            axes = f" [{', '.join(entry.axes)}]" if registry is STRUCTURES else ""
+            assert line.endswith(entry.summary + axes)
     for name, family in FAMILIES.items():
         assert any(line.split()[:1] == [name] and family.model_types[0] in line for line in ended.out.splitlines())
     assert "variant='c2'" in ended.out
 
 
-@pytest.mark.parametrize("name", [*METHODS.names(), *ALLOCATIONS.names()])
+@pytest.mark.parametrize("name", [*METHODS.names(), *STRUCTURES.names(), *ALLOCATIONS.names()])
 def test_methods_shows_one_entry_in_full(ssm: Callable[..., Ended], name: str) -> None:
     ended = ssm("methods", name)
-    entry = (METHODS if name in METHODS.names() else ALLOCATIONS).get(name)
-    assert ended.code == 0 and f" {name}\nsource: {entry.source}" in ended.out
-    assert entry.__doc__.strip().splitlines()[0] in ended.out
+    assert ended.code == 0
+    for registry in (METHODS, STRUCTURES, ALLOCATIONS):
+        if name in registry.names():
+            entry = registry.get(name)
+            assert f"{registry.kind} {name}\nsource: {entry.source}" in ended.out
+            assert entry.__doc__.strip().splitlines()[0] in ended.out
 
 
 def test_methods_suggests_what_was_meant(ssm: Callable[..., Ended]) -> None:

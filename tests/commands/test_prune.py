@@ -226,7 +226,7 @@ def test_pushing_gets_repository_visibility_and_token(
     flags = ["--push-to-hub", "me/pruned", "--private", "--token", "hf_mine"]
     ended = ssm("prune", tiny_dir, "-o", tmp_path / "out", *MAGNITUDE, *flags)
     assert ended.code == 0 and ended.out.endswith("pushed to https://somewhere/commit\n")
-    assert calls == [("me/pruned", {"private": True, "token": "hf_mine"})]
+    assert calls == [("me/pruned", {"private": True, "token": "hf_mine", "remote_code": False})]
     assert "hf_mine" not in (tmp_path / "out" / "ssm_pruner_config.json").read_text()
 
 
