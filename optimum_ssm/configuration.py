@@ -1,6 +1,6 @@
 # Copyright 2026 The optimum_ssm authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""`SSMPrunerConfig`: what to prune, how much, where and on which text. Every contradiction is refused here."""
+"""`SSMPrunerConfig`: what to prune, how much, where and on which text. What contradicts itself is refused."""
 
 from __future__ import annotations
 
@@ -8,27 +8,13 @@ import copy
 import dataclasses
 import json
 import os
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .configuration_rules import A_LOG_FILLS, AXES, COMPENSATIONS, NORM_RESCALES, OFFLOADS, SCOPES, check
 from .errors import ConfigurationError
-from .methods import METHODS
-from .methods.structures import STRUCTURES
 from .registry import unknown
-from .sparsity.allocations import ALLOCATIONS
-from .sparsity.pattern import Pattern
-
-
-SCOPES = ("row", "tensor", "global")
-A_LOG_FILLS = ("memoryless", "zero")
-AXES = ("state", "head", "head_dim", "group", "channel", "dt_rank", "block")
-COMPENSATIONS = ("bias", "least_squares")
-NORM_RESCALES = ("mask", "energy", "none")
-OFFLOADS = ("device", "cpu", "disk")
-RECONSTRUCTION_KEYS = {"lr": (int, float), "batch_size": int}
-LARGEST_MEMORYLESS = 88.0  # exp of more than this is infinite in float32
 
 
 def _option(default: Any, help: str, **kwargs: Any) -> Any:
@@ -132,185 +118,12 @@ class SSMPrunerConfig:
     allocation_kwargs: dict = _option({}, "the allocation's own parameters, as key=value")
 
     def __post_init__(self) -> None:
-        self._check_types()
-        self._check_structure()
-        self._check_ranges()
-        self._check_names()
-        self._check_sparsity()
+        check(self)
 
     @property
     def structured(self) -> bool:
         """Whether units of an axis are removed, not single weights."""
         return self.pattern == "structured"
-
-    def _check_types(self) -> None:
-        expected = {
-            "method": str, "pattern": str, "exclude": list, "a_log_fill": str, "memoryless_value": (int, float),
-            "text_column": str, "num_samples": int, "seq_len": int, "batch_size": int, "seed": int,
-            "sequential": bool, "uniform_sizes": bool, "norm_rescale": str, "reconstruction_kwargs": dict, "method_kwargs": dict, "allocation_kwargs": dict,
-        }  # fmt: skip
-        optional = {
-            "sparsity": (int, float), "targets": list, "scope": str, "allocation": str, "dataset_name": str,
-            "dataset_split": str, "reconstruction_epochs": int, "axis": str, "multiple_of": int, "compensation": str,
-            "offload": str, "device": str, "max_memory": dict, "resume_from": str,
-        }  # fmt: skip
-        if isinstance(self.resume_from, os.PathLike):
-            self.resume_from = os.fspath(self.resume_from)
-        for name in ("targets", "exclude"):
-            value = getattr(self, name)
-            if isinstance(value, (str, tuple)):  # one name is as clear as a list of one
-                setattr(self, name, [value] if isinstance(value, str) else list(value))
-        for name, kinds in {**expected, **optional}.items():
-            setattr(self, name, value := _plain(getattr(self, name)))
-            missing = value is None and name in optional
-            if not missing and (not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool)):
-                names = "number" if isinstance(kinds, tuple) else kinds.__name__
-                raise ConfigurationError(f"{name}={value!r} must be a {names}, got {type(value).__name__}")
-        for name in ("targets", "exclude"):
-            for value in getattr(self, name) or []:
-                if not isinstance(value, str):
-                    raise ConfigurationError(f"{name} holds {value!r}; every entry must be a name, a glob or 're:…'")
-
-    def _check_structure(self) -> None:
-        """Decide between weights and units, and refuse what goes with the other one only."""
-        only_structures = self.method in STRUCTURES.names() and self.method not in METHODS.names()
-        if self.pattern == "unstructured" and (self.axis is not None or only_structures):
-            self.pattern = "structured"
-        if not self.structured:
-            plain = {
-                "axis": None,
-                "multiple_of": None,
-                "compensation": None,
-                "norm_rescale": "mask",
-                "uniform_sizes": True,
-            }
-            given = [name for name, value in plain.items() if getattr(self, name) != value]
-            if given:
-                raise ConfigurationError(f"{given[0]}={getattr(self, given[0])!r} goes with pattern='structured' only")
-            return
-        for name in ("targets", "scope"):
-            if getattr(self, name) is not None:
-                raise ConfigurationError(
-                    f"{name}={getattr(self, name)!r} contradicts pattern='structured', where axis says what goes"
-                )
-        if self.exclude:
-            raise ConfigurationError(f"exclude={self.exclude!r} contradicts pattern='structured': units go whole")
-        if self.uniform_sizes and self.allocation not in (None, "uniform"):
-            raise ConfigurationError(
-                f"allocation={self.allocation!r} gives blocks different sizes, which uniform_sizes=True forbids; set "
-                "uniform_sizes=False (such a model loads after `import optimum_ssm`), or leave allocation out"
-            )
-
-    def _check_ranges(self) -> None:
-        for name, least in {
-            "multiple_of": 1,
-            "num_samples": 1,
-            "seq_len": 2,
-            "batch_size": 1,
-            "seed": 0,
-            "reconstruction_epochs": 0,
-        }.items():
-            if getattr(self, name) is not None and getattr(self, name) < least:
-                raise ConfigurationError(f"{name}={getattr(self, name)} must be at least {least}")
-        self._check_places()
-        if not 0 < self.memoryless_value <= LARGEST_MEMORYLESS:
-            raise ConfigurationError(
-                f"memoryless_value={self.memoryless_value} must lie in (0, {LARGEST_MEMORYLESS:g}]: above it exp overflows"
-            )
-        if self.dataset_split is not None and re.search(r"(?<![a-z])test", self.dataset_split.lower()):
-            raise ConfigurationError(
-                f"dataset_split={self.dataset_split!r} is a test split; calibrate on 'train' or 'validation'"
-            )
-
-    def _check_places(self) -> None:
-        """The device is one that torch knows; devices in `max_memory` are numbers, as accelerate wants them."""
-        if self.device is not None:
-            import torch
-
-            try:
-                known = torch.device(self.device).type
-            except RuntimeError as error:
-                raise ConfigurationError(
-                    f"device={self.device!r} is no device: {str(error).splitlines()[0]}"
-                ) from error
-            if known == "meta":
-                raise ConfigurationError("device='meta' computes nothing; give an accelerator such as 'cuda'")
-        if self.max_memory is not None:
-            self.max_memory = {
-                int(name) if isinstance(name, str) and name.isdigit() else name: size
-                for name, size in self.max_memory.items()
-            }
-            for name, size in self.max_memory.items():
-                named = isinstance(name, int) or name in ("cpu", "disk", "mps")
-                if not named or not isinstance(size, (int, str)):
-                    raise ConfigurationError(
-                        f"max_memory={self.max_memory!r} must give sizes such as '20GiB' or bytes by the number of an "
-                        "accelerator, or by 'cpu'"
-                    )
-
-    def _check_names(self) -> None:
-        methods = STRUCTURES if self.structured else METHODS
-        known = sorted({*METHODS.names(), *STRUCTURES.names()})
-        for value, allowed, name in (
-            (self.method, methods.names() if self.structured else known, _kind(self.structured)),
-            (self.allocation, ALLOCATIONS.names(), "allocation"),
-            (self.scope, list(SCOPES), "scope"),
-            (self.axis, list(AXES), "axis"),
-            (self.compensation, list(COMPENSATIONS), "compensation"),
-            (self.norm_rescale, list(NORM_RESCALES), "norm_rescale"),
-            (self.a_log_fill, list(A_LOG_FILLS), "a_log_fill"),
-            (self.offload, list(OFFLOADS), "offload"),
-        ):
-            if value is not None and value not in allowed:
-                raise ConfigurationError(unknown(name, value, allowed))
-        method = methods.build(self.method, self.method_kwargs, "method_kwargs")
-        if self.structured and self.axis is not None and self.axis not in method.axes:
-            raise ConfigurationError(
-                f"method {self.method!r} does not score axis {self.axis!r}. Allowed: {', '.join(method.axes)}"
-            )
-        if self.allocation is not None:
-            allocation = ALLOCATIONS.build(self.allocation, self.allocation_kwargs, "allocation_kwargs")
-            wanted = "units" if self.structured else "weights"
-            if wanted not in allocation.spreads:
-                fit = [name for name, entry in ALLOCATIONS.items() if wanted in entry.spreads]
-                raise ConfigurationError(
-                    f"allocation={self.allocation!r} spreads {' and '.join(allocation.spreads)}, not {wanted}. "
-                    f"Allowed: {', '.join(fit)}"
-                )
-        for key, value in self.reconstruction_kwargs.items():
-            if key not in RECONSTRUCTION_KEYS:
-                raise ConfigurationError(unknown("reconstruction_kwargs key", key, list(RECONSTRUCTION_KEYS)))
-            if isinstance(value, bool) or not isinstance(value, RECONSTRUCTION_KEYS[key]):
-                names = "number" if key == "lr" else "int"
-                raise ConfigurationError(
-                    f"reconstruction_kwargs {key}={value!r} must be a {names}, got {type(value).__name__}"
-                )
-        if self.scope == "global" and self.allocation not in (None, "global"):
-            raise ConfigurationError(
-                f"scope='global' compares all weights at once and so contradicts allocation={self.allocation!r}; "
-                "leave one of them out"
-            )
-
-    def _check_sparsity(self) -> None:
-        pattern = Pattern.parse(self.pattern)
-        if self.sparsity is not None and not 0 <= self.sparsity < 1:
-            raise ConfigurationError(f"sparsity={self.sparsity} must lie in [0, 1)")
-        if not pattern.is_n_m:
-            if self.sparsity is None:
-                raise ConfigurationError("sparsity must be given, in [0, 1), unless pattern is N:M such as '2:4'")
-            return
-        if self.sparsity is not None and abs(self.sparsity - pattern.sparsity) > 1e-9:
-            raise ConfigurationError(
-                f"pattern={self.pattern!r} removes {pattern.sparsity:g} of the weights and contradicts "
-                f"sparsity={self.sparsity}; leave sparsity out or give {pattern.sparsity:g}"
-            )
-        self.sparsity = pattern.sparsity
-        for name in ("scope", "allocation"):
-            if getattr(self, name) not in (None, "uniform", "row"):
-                raise ConfigurationError(
-                    f"{name}={getattr(self, name)!r} contradicts pattern={self.pattern!r}, which fixes the count in "
-                    f"every group of {pattern.group}; leave {name} out"
-                )
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON-ready values, fit to be published.
@@ -387,17 +200,6 @@ class SSMPrunerConfig:
             except ConfigurationError as error:
                 raise ConfigurationError(f"recipe {path}, pass {number}: {error}") from error
         return configs
-
-
-def _plain(value: Any) -> Any:
-    """A number of numpy as one of Python, by what is printed: float32 0.7 is meant as 0.7, not as 0.699999988."""
-    if type(value).__module__ != "numpy" or getattr(value, "ndim", 1):
-        return value
-    return float(str(value)) if isinstance(value.item(), float) else value.item()
-
-
-def _kind(structured: bool) -> str:
-    return "structured method" if structured else "method"
 
 
 def parse_recipe(value: Any) -> list[SSMPrunerConfig]:
