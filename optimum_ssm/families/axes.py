@@ -12,9 +12,6 @@ from torch import Tensor, nn
 from .base import Site
 
 
-AXES = ("state", "head", "head_dim", "group", "channel", "dt_rank", "block")
-
-
 @dataclass(frozen=True)
 class Owned:
     """The indices of one dimension of one tensor that belong to the units of an axis.
@@ -45,7 +42,7 @@ class Axis:
     """One structural axis of one block.
 
     Args:
-        name (`str`): one of `AXES`.
+        name (`str`): as configs name it, such as `state`.
         units (`int`): units in the block.
         groups (`int`): equal runs of consecutive units; every one must keep the same number.
         owned (`tuple[Owned, ...]`): everything that goes with a unit.

@@ -11,8 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from optimum_ssm import ConfigurationError, PruningReport, SSMPruner, SSMPrunerConfig
+from optimum_ssm.configuration_rules import AXES
 from optimum_ssm.families import FAMILIES, family_of
-from optimum_ssm.families.axes import AXES
 from optimum_ssm.methods.structures import STRUCTURES
 from optimum_ssm.methods.structures.base import StructuredMethod
 from optimum_ssm.sparsity.allocations import ALLOCATIONS

@@ -8,8 +8,9 @@ from collections import Counter
 import pytest
 import torch
 
+from optimum_ssm.configuration_rules import AXES
 from optimum_ssm.families import family_of
-from optimum_ssm.families.axes import AXES, join, runs
+from optimum_ssm.families.axes import join, runs
 
 from ..conftest import tiny_model
 from ..growing import grown
