@@ -16,16 +16,16 @@ from transformers import PreTrainedModel, TrainerCallback
 from transformers.utils import logging
 
 from .calibration.data import calibration_blocks
-from .calibration.fingerprint import digest
-from .calibration.pipeline import run_pass
-from .calibration.plan import make_plan
 from .calibration.ranks import Ranks, check_model, current_ranks, own_device_map
-from .calibration.resume import Shards
 from .configuration import SSMPrunerConfig, parse_recipe
 from .errors import CheckpointError, ConfigurationError
 from .evaluation.perplexity import measure_perplexity
 from .families import family_for, family_of
 from .hub.checkpoint import LOCATION, is_weight_file, load_license, load_model, load_settings, load_tokenizer, save
+from .passes.fingerprint import digest
+from .passes.pipeline import run_pass
+from .passes.plan import make_plan
+from .passes.resume import Shards
 from .report import PruningReport
 from .report_rows import masks_from_weights, model_report, origin, record_weights
 from .report_units import record_units

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .calibration.drop_plan import BLOCK, DropPlan
-from .calibration.outcome import BlockOutcome, DropOutcome, UnitOutcome
 from .families.base import Family
+from .passes.drop_plan import BLOCK, DropPlan
+from .passes.outcome import BlockOutcome, DropOutcome, UnitOutcome
 from .report import PruningReport
 from .report_rows import NOT_TARGETED
 from .surgery.drop import renumbered, split_name

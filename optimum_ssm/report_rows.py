@@ -11,11 +11,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .calibration.offload import read_parameter
-from .calibration.outcome import BlockOutcome
-from .calibration.plan import Plan
 from .configuration import SSMPrunerConfig
 from .families.base import Family
 from .families.matching import Target, declared_targets
+from .passes.outcome import BlockOutcome
+from .passes.plan import Plan
 from .report import HIGHER_SCORES, Pass, PruningReport, Row
 
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .calibration.drop_plan import DropPlan
-from .calibration.outcome import BlockOutcome, UnitOutcome
-from .calibration.unit_plan import UnitPlan
 from .families.base import Family
 from .families.matching import declared_targets
+from .passes.drop_plan import DropPlan
+from .passes.outcome import BlockOutcome, UnitOutcome
+from .passes.unit_plan import UnitPlan
 from .report import PruningReport, Row
 from .report_blocks import record_drops
 from .report_rows import finished_pass, set_removed

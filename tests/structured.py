@@ -12,10 +12,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from optimum_ssm import SSMPruner, SSMPrunerConfig
-from optimum_ssm.calibration.pipeline import run_pass
-from optimum_ssm.calibration.plan import make_plan
 from optimum_ssm.families import family_of
 from optimum_ssm.families.axes import Axis
+from optimum_ssm.passes.pipeline import run_pass
+from optimum_ssm.passes.plan import make_plan
 from optimum_ssm.surgery import norm
 from optimum_ssm.surgery.cut import cut, zero_masks
 

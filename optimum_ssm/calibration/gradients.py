@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CalibrationError
-from .progress import progress
+from ..passes.progress import progress
 from .ranks import ALONE, Ranks
 
 

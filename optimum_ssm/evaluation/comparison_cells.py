@@ -15,12 +15,12 @@ from typing import Any
 import yaml
 from torch import nn
 
-from ..calibration.plan import Plan, make_plan
 from ..configuration import A_LOG_FILLS, SSMPrunerConfig
 from ..errors import ConfigurationError
 from ..families.base import Family
 from ..families.matching import declared_targets, select_targets
 from ..methods import METHODS
+from ..passes.plan import Plan, make_plan
 from ..registry import unknown
 from ..sparsity.pattern import Pattern
 

@@ -20,11 +20,11 @@ from torch.nn import functional as F
 
 from ..calibration.activations import inference_state
 from ..calibration.data import load_text, tokenize
-from ..calibration.progress import progress
 from ..calibration.ranks import ALONE, Ranks, current_ranks
 from ..calibration.seam import replaced_scan
 from ..errors import CalibrationError, ConfigurationError
 from ..families import FAMILIES, family_of
+from ..passes.progress import progress
 
 
 LARGEST_LOSS = 709.0  # exp of more than this overflows float64

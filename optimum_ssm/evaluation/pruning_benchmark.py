@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..calibration.plan import Plan, make_plan
 from ..calibration.timing import PhaseClock
 from ..configuration import SSMPrunerConfig
 from ..families import family_of
+from ..passes.plan import Plan, make_plan
 from ..pruner import SSMPruner
 from .pruning_bounds import Rates, pass_bounds
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..calibration.outcome import BlockOutcome, Outcome
-from ..calibration.plan import Plan
 from ..configuration import SSMPrunerConfig
 from ..errors import CheckpointError, ConfigurationError
+from ..passes.outcome import BlockOutcome, Outcome
+from ..passes.plan import Plan
 from ..report_rows import record_weights
 from ..sparsity.schedule import SparsitySchedule
 from ..sparsity.selection import round_half_up

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from ..calibration.plan import Plan, Task, make_plan
 from ..configuration import SSMPrunerConfig
 from ..errors import CalibrationError, ConfigurationError
 from ..families.base import Family
 from ..methods import METHODS
+from ..passes.plan import Plan, Task, make_plan
 from ..sparsity.selection import lowest
 from .masks import ModelMasks
 

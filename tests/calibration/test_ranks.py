@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from optimum_ssm.calibration.ranks import ALONE, Ranks, check_model, current_ranks, own_device_map
-from optimum_ssm.calibration.sharing import share_out
 from optimum_ssm.errors import ConfigurationError
+from optimum_ssm.passes.sharing import share_out
 from tests.calibration.two_ranks import RUNS, held
 
 

@@ -11,10 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from optimum_ssm import SSMPrunerConfig
-from optimum_ssm.calibration.plan import make_plan
 from optimum_ssm.evaluation.pruning_benchmark import PruningTimes, growth_table, time_pruning
 from optimum_ssm.evaluation.pruning_bounds import Cost, Rates, pass_bounds
 from optimum_ssm.families import family_of
+from optimum_ssm.passes.plan import make_plan
 
 
 TEN = Rates(10.0, 10.0, 10.0, 10.0, 10.0)

@@ -14,7 +14,7 @@ from optimum_ssm import CheckpointError, SSMPruner
 from optimum_ssm.calibration import pipeline
 from optimum_ssm.calibration.activations import Activations
 from optimum_ssm.hub.shards import HALF, MARKER
-from tests.calibration.interrupted import FAULTS, LAYERS, RUNS, pruner_of
+from tests.passes.interrupted import FAULTS, LAYERS, RUNS, pruner_of
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -131,7 +131,7 @@ def test_pieces_of_another_run_are_refused(tmp_path_factory, changes: dict, mess
 
 def test_other_versions_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pruner_of("weights", tmp_path).prune()
-    monkeypatch.setattr("optimum_ssm.calibration.fingerprint.__version__", "99")
+    monkeypatch.setattr("optimum_ssm.passes.fingerprint.__version__", "99")
     with pytest.raises(CheckpointError, match=r"optimum_ssm was '[^']+', is '99'"):
         pruner_of("weights", tmp_path).prune()
 

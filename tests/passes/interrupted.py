@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from optimum_ssm import CheckpointError, SSMPruner, SSMPrunerConfig
-from optimum_ssm.calibration.resume import Shards
 from optimum_ssm.hub import shards
+from optimum_ssm.passes.resume import Shards
 from tests.conftest import VOCABULARY, tiny_model
 
 

@@ -15,9 +15,9 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from ..calibration.offload import read_parameter
 from ..configuration import SSMPrunerConfig
 from ..version import __version__
-from .offload import read_parameter
 
 
 # Fields that say where something is, not what is computed. The text itself is compared by its token ids.

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
+from ..calibration.gradients import GRADIENT_STATISTICS
+from ..calibration.sites import Need
 from ..errors import CalibrationError
 from ..families.matching import Target
 from ..methods.base import output_error
 from ..sparsity.allocations.base import Evidence
-from .gradients import GRADIENT_STATISTICS
 from .outcome import Outcome
 from .plan import Plan, Task
-from .sites import Need
 from .work import Place, Values, Work
 
 

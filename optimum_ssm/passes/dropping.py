@@ -16,17 +16,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.utils import logging
 
+from ..calibration.activations import Activations
+from ..calibration.offload import BlockWeights, work_device
+from ..calibration.placement import Batches, Placement, choose_place
+from ..calibration.ranks import current_ranks
 from ..errors import CalibrationError
 from ..families.base import Family
 from ..methods.structures.base import Units
 from ..methods.structures.block_drop import evaluations, greedy
 from ..surgery.drop import mute_ssm, muted, remove_blocks
-from .activations import Activations
 from .drop_plan import BLOCK, DropPlan
-from .offload import BlockWeights, work_device
 from .outcome import BlockOutcome, DropOutcome
-from .placement import Batches, Placement, choose_place
-from .ranks import current_ranks
 
 
 logger = logging.get_logger(__name__)

@@ -10,13 +10,13 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.utils import logging
 
+from ..calibration.sites import Need
 from ..errors import CalibrationError
 from ..methods.structures.base import Units
 from ..sparsity.allocations.units import uniform_size
 from ..surgery.compensation import compensate
 from ..surgery.merge import merge, merged_parts
 from .outcome import MergeOutcome, UnitOutcome
-from .sites import Need
 from .unit_plan import UnitPlan, UnitTask
 from .work import Place, Values, Work
 

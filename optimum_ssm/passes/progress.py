@@ -13,8 +13,8 @@ import torch
 from accelerate.utils import tqdm
 from torch import nn
 
+from ..calibration.ranks import Ranks
 from .outcome import BlockOutcome
-from .ranks import Ranks
 
 
 def progress(items: Iterable[Any], text: str, unit: str, ranks: Ranks) -> Any:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..calibration.ranks import ALONE, Ranks
 from ..errors import CalibrationError, ConfigurationError
-from .ranks import ALONE, Ranks
 
 
 @dataclass

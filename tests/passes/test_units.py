@@ -9,10 +9,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from optimum_ssm import CalibrationError, ConfigurationError, SSMPruner, SSMPrunerConfig
-from optimum_ssm.calibration.plan import make_plan
-from optimum_ssm.calibration.unit_plan import UnitPlan
 from optimum_ssm.families import family_of
 from optimum_ssm.methods.structures.state_energy import StateEnergy
+from optimum_ssm.passes.plan import make_plan
+from optimum_ssm.passes.unit_plan import UnitPlan
 
 from ..conftest import tiny_model
 from ..structured import exact, largest, logits, prune, scores_of

@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from optimum_ssm import SSMPruner, SSMPrunerConfig
-from optimum_ssm.calibration.progress import progress
 from optimum_ssm.calibration.ranks import ALONE, Ranks
+from optimum_ssm.passes.progress import progress
 
 
 class Stream(io.StringIO):

@@ -13,22 +13,22 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
+from ..calibration.activations import Activations, inference_state
+from ..calibration.gradients import gradient_statistics
+from ..calibration.offload import BlockWeights, work_device
+from ..calibration.placement import Batches, Pairs, Placement, choose_place
+from ..calibration.ranks import ALONE, Ranks
+from ..calibration.seam import ScanSeam, replaced_scan
+from ..calibration.sites import BlockStatistics, Need
+from ..calibration.timing import phase
 from ..families.base import Family
-from .activations import Activations, inference_state
 from .drop_plan import DropPlan
 from .dropping import drop_units
-from .gradients import gradient_statistics
-from .offload import BlockWeights, work_device
 from .outcome import BlockOutcome, Outcome
-from .placement import Batches, Pairs, Placement, choose_place
 from .progress import BlockProgress, progress
-from .ranks import ALONE, Ranks
 from .reconstruction import Reconstruction
 from .resume import Shards
-from .seam import ScanSeam, replaced_scan
 from .sharing import apply_tasks
-from .sites import BlockStatistics, Need
-from .timing import phase
 from .work import Place, Work
 
 

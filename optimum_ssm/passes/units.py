@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
+from ..calibration.gradients import GRADIENT_STATISTICS
+from ..calibration.sites import Need
 from ..errors import CalibrationError
 from ..families.axes import Owned
 from ..families.base import Site
@@ -19,9 +21,7 @@ from ..sparsity.allocations.units import rank_energies, removed_units, round_siz
 from ..surgery import norm
 from ..surgery.compensation import compensate
 from ..surgery.cut import cut
-from .gradients import GRADIENT_STATISTICS
 from .outcome import UnitOutcome
-from .sites import Need
 from .unit_plan import UnitPlan, UnitTask
 from .work import Place, Values, Work
 

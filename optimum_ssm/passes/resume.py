@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
+from ..calibration.ranks import ALONE, Ranks
 from ..configuration import SSMPrunerConfig
 from ..errors import CheckpointError
 from ..families.base import Family
@@ -22,7 +23,6 @@ from ..families.matching import Target
 from ..hub.shards import ShardDirectory
 from .fingerprint import differences, digest, fingerprint, parameter_digests
 from .outcome import BlockOutcome
-from .ranks import ALONE, Ranks
 from .records import pack, unpack
 from .work import Work
 

@@ -10,8 +10,8 @@ import torch
 from transformers import PreTrainedModel
 
 from optimum_ssm import ConfigurationError, SSMPruner, SSMPrunerConfig
-from optimum_ssm.calibration.plan import Plan, make_plan
 from optimum_ssm.families import family_of
+from optimum_ssm.passes.plan import Plan, make_plan
 
 
 def plan_of(model: PreTrainedModel, **options: object) -> Plan:

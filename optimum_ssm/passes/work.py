@@ -11,12 +11,12 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor, nn
 
+from ..calibration.activations import Activations
+from ..calibration.placement import Batches
+from ..calibration.ranks import ALONE, Ranks
+from ..calibration.sites import BlockStatistics, Need
 from ..errors import ConfigurationError
-from .activations import Activations
 from .outcome import Outcome
-from .placement import Batches
-from .ranks import ALONE, Ranks
-from .sites import BlockStatistics, Need
 
 
 T = TypeVar("T")

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 from transformers.utils import logging
 
+from ..calibration.gradients import GRADIENT_STATISTICS
+from ..calibration.offload import check_offload
+from ..calibration.seam import AVAILABLE_SUMS
 from ..configuration import SSMPrunerConfig
 from ..errors import ConfigurationError
 from ..families.base import Family
@@ -22,10 +25,7 @@ from ..sparsity.allocations import ALLOCATIONS
 from ..sparsity.allocations.base import Allocation, Item
 from ..sparsity.pattern import Pattern
 from ..sparsity.selection import Selection
-from .gradients import GRADIENT_STATISTICS
-from .offload import check_offload
 from .reconstruction import Reconstruction
-from .seam import AVAILABLE_SUMS
 from .unit_plan import UnitPlan, make_unit_plan
 
 

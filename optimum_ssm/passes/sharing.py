@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from ..calibration.ranks import Ranks
 from ..errors import CalibrationError
 from .outcome import Outcome
-from .ranks import Ranks
 from .work import Place, Values, Work
 
 

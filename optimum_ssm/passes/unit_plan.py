@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 from transformers.utils import logging
 
+from ..calibration.gradients import GRADIENT_STATISTICS
+from ..calibration.seam import AVAILABLE_SUMS
 from ..configuration import SSMPrunerConfig
 from ..errors import ConfigurationError
 from ..families.axes import Axis
@@ -24,9 +26,7 @@ from ..sparsity.allocations.units import total_size, uniform_size
 from ..surgery.merge import check_groups, merged_sizes
 from ..surgery.settle import stock_fields
 from .drop_plan import BLOCK, DropPlan, make_drop_plan
-from .gradients import GRADIENT_STATISTICS
 from .reconstruction import Reconstruction
-from .seam import AVAILABLE_SUMS
 
 
 if TYPE_CHECKING:
