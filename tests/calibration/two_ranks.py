@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from optimum_ssm import SSMPruner, SSMPrunerConfig, evaluate_perplexity, register_method
-from optimum_ssm.calibration import pipeline
 from optimum_ssm.calibration.ranks import current_ranks
 from optimum_ssm.errors import CalibrationError, CheckpointError, ConfigurationError
 from optimum_ssm.methods.magnitude import Magnitude
+from optimum_ssm.passes import pipeline
 from tests.conftest import VOCABULARY, tiny_model
 
 

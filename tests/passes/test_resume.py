@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from optimum_ssm import CheckpointError, SSMPruner
-from optimum_ssm.calibration import pipeline
 from optimum_ssm.calibration.activations import Activations
 from optimum_ssm.hub.shards import HALF, MARKER
+from optimum_ssm.passes import pipeline
 from tests.passes.interrupted import FAULTS, LAYERS, RUNS, pruner_of
 
 

@@ -11,10 +11,10 @@ from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForCausalLM
 
 from optimum_ssm import ConfigurationError, SSMPruner, SSMPrunerConfig
-from optimum_ssm.calibration import dropping
 from optimum_ssm.evaluation.inspection import inspect_checkpoint
 from optimum_ssm.families import family_of
 from optimum_ssm.methods.structures.block_drop import evaluations, greedy
+from optimum_ssm.passes import dropping
 from optimum_ssm.report import PruningReport
 from optimum_ssm.surgery.drop import mute_ssm, remove_blocks
 
