@@ -211,7 +211,8 @@ def cli_page() -> str:
     """The help of every command."""
     intro = (
         "`optimum-cli ssm …`, `optimum-ssm …` and `python -m optimum_ssm …` are the same commands. An error is one line on stderr\n"
-        "and exit code 1."
+        "and exit code 1; a flag that does not exist or cannot be read ends in the usage, a line that says which, and exit "
+        "code 2."
     )
     lines = [NOTICE, "# Command line", "", intro]
     for info in SSMCommand.SUBCOMMANDS:

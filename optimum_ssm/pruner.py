@@ -160,7 +160,7 @@ class SSMPruner:
         for number, (config, plan, ids) in enumerate(zip(recipe, plans, texts)):
             start = time.perf_counter()
             if any(earlier.structured for earlier in recipe[:number]):
-                plan = make_plan(self.model, self.family, config)  # shapes are not what they were
+                plan = self._plan_anew(config, number)  # shapes are not what they were
             logger.info(f"{config.method}: {len(plan.tasks)} {'blocks' if config.structured else 'weights'} matched")
             shards = Shards.of_pass(config, len(self._done) + 1, self.model, ids, self.masks, ranks)
             blocks: list = []
@@ -182,6 +182,15 @@ class SSMPruner:
             self._done.append(config)
             self.report.perplexity.pop("pruned", None)  # it was that of a model which is no more
         return self.report
+
+    def _plan_anew(self, config: SSMPrunerConfig, done: int) -> Any:
+        """The plan of a pass that fitted the whole model, on what `done` passes have left of it."""
+        try:
+            return make_plan(self.model, self.family, config)
+        except ConfigurationError as error:
+            raise ConfigurationError(
+                f"pass {done + 1} of the recipe does not fit what the passes before it, which stay done, have left: {error}"
+            ) from error
 
     def evaluate(self, dataset: Any = "wikitext2", *, stage: str | None = None, **kwargs: Any) -> float:
         """Perplexity per token of the model as it is now; it goes into the report and the card.

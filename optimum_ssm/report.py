@@ -284,7 +284,8 @@ class PruningReport:
             passes = [Pass(**done) for done in values.pop("passes")]
             return cls(rows=rows, passes=passes, **values)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"the pruning report cannot be read: {error}") from error
+            reason = f"it has no {error}" if isinstance(error, KeyError) else error
+            raise CheckpointError(f"the pruning report cannot be read: {reason}") from error
 
     def plot(self, path: str | os.PathLike) -> None:
         """Draw removed shares (component by block) and the blocks' output errors into an image file.

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from optimum_ssm import ConfigurationError, PruningReport, SSMPruner
+from optimum_ssm import ConfigurationError, PruningReport, SSMPruner, SSMPrunerConfig
 from optimum_ssm.evaluation.inspection import inspect_checkpoint
 from optimum_ssm.families import family_of
 
@@ -341,3 +341,18 @@ def test_text_is_needed_before_the_first_block_is_touched(tmp_path):
     with pytest.raises(ConfigurationError, match="tokenizer"):
         SSMPruner(model).prune({**STATE, "sparsity": 0.5, "dataset": str(tmp_path / "some.txt")})
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_pass_that_no_longer_fits_says_which_and_what_is_done(tiny_mamba):
+    """Checked on the whole model before the first pass, and again on what that has left."""
+    last = f"{tiny_mamba.base_model_prefix}.layers.1.mixer.in_proj"
+    passes = [
+        SSMPrunerConfig(method="random", axis="block", sparsity=0.5),
+        SSMPrunerConfig(method="magnitude", sparsity=0.5, targets=[last]),
+    ]
+    pruner = SSMPruner(tiny_mamba)
+    with pytest.raises(
+        ConfigurationError, match="^pass 2 of the recipe does not fit .* which stay done, have left: unk"
+    ):
+        pruner.prune(passes)
+    assert len(tiny_mamba.base_model.layers) == 1 and len(pruner.report.passes) == 1

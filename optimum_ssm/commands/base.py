@@ -28,7 +28,11 @@ class SSMLeafCommand(BaseOptimumCLICommand):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
         except KeyboardInterrupt:
-            sys.exit("interrupted; nothing was saved")
+            sys.exit(f"interrupted; {self.left_behind(self.args)}")
+
+    def left_behind(self, args: Namespace) -> str:
+        """What an interrupt says is there, as the end of a sentence."""
+        return "nothing was saved"
 
     @abstractmethod
     def execute(self, args: Namespace) -> None:

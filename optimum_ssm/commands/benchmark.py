@@ -59,7 +59,7 @@ class BenchmarkCommand(SSMLeafCommand):
         from ..hub.directory import check_free, whole_directory
 
         if args.output is not None:
-            check_free(Path(args.output), overwrite=False)
+            check_free(Path(args.output), overwrite=None)
         loading = {
             name: getattr(args, name) for name in ("dtype", "token", "trust_remote_code") if getattr(args, name)
         }

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from .flags import add_flags, given
 
 class PruneCommand(SSMLeafCommand):
     """Load, prune, measure if asked, save and push if asked."""
+
+    resume_from: str | None = None
+    saved = False
 
     @staticmethod
     def parse_args(parser: ArgumentParser) -> None:
@@ -55,6 +59,11 @@ class PruneCommand(SSMLeafCommand):
         from ..pruner import SSMPruner
 
         check_free(Path(args.output), args.overwrite)
+        if Path(args.model).is_dir() and Path(args.model).resolve() == Path(args.output).resolve():
+            raise ConfigurationError(
+                f"--output is the model's own directory {args.output}: the dense model would be lost"
+            )
+        self.resume_from = _resume_from(recipe, args.output)
         say = print if current_ranks().main else lambda text: None  # under `accelerate launch` one process speaks
         pruner = SSMPruner.from_pretrained(args.model, recipe, **loading_kwargs(args))
         if args.evaluate is not None:
@@ -64,10 +73,32 @@ class PruneCommand(SSMLeafCommand):
             pruner.evaluate(args.evaluate, **perplexity_kwargs(args))
         say(pruner.report)
         pruner.save_pretrained(args.output, overwrite=args.overwrite, remote_code=args.remote_code)
+        self.saved = True
         say(f"saved to {args.output}")
         if args.push_to_hub is not None:
             where = {"private": args.private, "token": args.token, "remote_code": args.remote_code}
             say(f"pushed to {pruner.push_to_hub(args.push_to_hub, **where)}")
+
+    def left_behind(self, args: Namespace) -> str:
+        """The saved model, or the finished blocks of `--resume-from`."""
+        if self.saved:
+            upload = f", the upload to {args.push_to_hub} may not be complete" if args.push_to_hub is not None else ""
+            return f"the model is saved to {args.output}{upload}"
+        if self.resume_from is not None and os.path.isdir(self.resume_from):
+            return f"no model was saved; finished blocks are in {self.resume_from}, and the same command goes on with the others"
+        return super().left_behind(args)
+
+
+def _resume_from(recipe: list[SSMPrunerConfig], output: str) -> str | None:
+    """Where finished blocks go; not where the model goes, which would be found out after the work."""
+    target = Path(output).resolve()
+    for config in recipe:
+        place = None if config.resume_from is None else Path(config.resume_from).resolve()
+        if place is not None and target in (place, *place.parents):
+            raise ConfigurationError(
+                f"resume_from={str(config.resume_from)!r} lies in the output directory {output}; give another"
+            )
+    return next((config.resume_from for config in recipe if config.resume_from is not None), None)
 
 
 def _spelled(flags: set[str]) -> list[str]:

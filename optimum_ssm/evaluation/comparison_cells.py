@@ -20,6 +20,7 @@ from ..errors import ConfigurationError
 from ..families.base import Family
 from ..families.matching import declared_targets, select_targets
 from ..methods import METHODS
+from ..methods.structures import STRUCTURES
 from ..passes.plan import Plan, make_plan
 from ..registry import unknown
 from ..sparsity.pattern import Pattern
@@ -64,6 +65,10 @@ def method_settings(spec: str) -> dict[str, Any]:
         ConfigurationError: the method or an option does not exist, or the comparison itself decides it.
     """
     name, _, options = spec.partition(":")
+    if name not in METHODS.names() and name in STRUCTURES.names():
+        raise ConfigurationError(
+            f"method {name!r} removes whole units, and a comparison is of masks. Allowed: {', '.join(METHODS.names())}"
+        )
     if name not in METHODS.names():
         raise ConfigurationError(unknown("method", name, METHODS.names()))
     own = typing.get_type_hints(METHODS.get(name))

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from ..calibration.activations import inference_state
 from ..calibration.data import load_text, tokenize
+from ..calibration.offload import work_device
 from ..calibration.ranks import ALONE, Ranks, current_ranks
 from ..calibration.seam import replaced_scan
 from ..errors import CalibrationError, ConfigurationError
@@ -157,7 +158,7 @@ def dataset_label(dataset: Any, split: str) -> str:
 def _negative_log_likelihood(
     model: nn.Module, windows: Tensor, stride: int, batch_size: int, ranks: Ranks
 ) -> tuple[float, int]:
-    device = model.get_input_embeddings().weight.device
+    device = work_device(model.get_input_embeddings())  # offloaded embeddings are themselves on no device
     known = {kind for _, family in FAMILIES.items() for kind in family.model_types}
     supported = getattr(model.config, "model_type", None) in known
     total, tokens = 0.0, 0

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import cached_file, logging
 
@@ -54,9 +55,13 @@ def load_model(
 
     Raises:
         CheckpointError: the checkpoint is not found, cannot be read or lacks weights, or transformers does not know an
-            argument; one line that says why.
+            argument or dtype; one line that says why.
         Whatever `check` raises.
     """
+    dtype = kwargs.get("dtype")
+    if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        allowed = "float32, bfloat16, float16, float64, auto"
+        raise CheckpointError(f"{source} cannot be loaded: dtype={dtype!r} does not exist. Allowed: {allowed}")
     location = {name: kwargs[name] for name in LOCATION if name in kwargs}
     if not Path(source).is_dir() and os.fspath(source).startswith((".", "/", "~")):
         raise CheckpointError(f"{source} is not a directory")
@@ -70,7 +75,8 @@ def load_model(
             return load_original(source, raw, **kwargs), raw
         model, info = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **kwargs)
     except (OSError, ValueError, RuntimeError, TypeError, AttributeError, AssertionError, SafetensorError) as error:
-        raise CheckpointError(f"{source} cannot be loaded: {_one_line(error)}") from error
+        where = f"{source}{_broken_file(source)}" if isinstance(error, SafetensorError) else source
+        raise CheckpointError(f"{where} cannot be loaded: {_one_line(error)}") from error
     if info["missing_keys"]:  # transformers draws them at random and only warns
         missing = _one_line(", ".join(sorted(info["missing_keys"])))
         raise CheckpointError(f"{source} lacks weights of {type(model).__name__}: {missing}")
@@ -140,7 +146,10 @@ def load_settings(source: str | os.PathLike, **location: Any) -> tuple[list[SSMP
         recipe = [SSMPrunerConfig.from_record(entry) for entry in settings["passes"]]
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{CONFIG_FILE} of {source} cannot be read: {error}") from error
-    return recipe, PruningReport.from_json(json.dumps(report))
+    try:
+        return recipe, PruningReport.from_json(json.dumps(report))
+    except CheckpointError as error:
+        raise CheckpointError(f"{REPORT_FILE} of {source}: {error}") from error
 
 
 def save(
@@ -206,6 +215,16 @@ def _find(source: str | os.PathLike, name: str, location: dict[str, Any]) -> Pat
     except (OSError, HfHubHTTPError) as error:
         raise CheckpointError(f"{source} cannot be reached: {_one_line(error)}") from error
     return Path(path) if path is not None else None
+
+
+def _broken_file(directory: str | os.PathLike) -> str:
+    """The first shard of a directory whose header cannot be read, as the end of a path; the error itself names none."""
+    for path in sorted(Path(directory).glob("*.safetensors")):
+        try:
+            safe_open(path, framework="pt").__exit__(None, None, None)
+        except (OSError, SafetensorError):
+            return f"/{path.name}"
+    return ""
 
 
 def _one_line(error: BaseException | str) -> str:

@@ -46,11 +46,16 @@ def whole_directory(path: str | os.PathLike, overwrite: bool = False) -> Iterato
             shutil.rmtree(beside, ignore_errors=True)
 
 
-def check_free(path: Path, overwrite: bool) -> None:
+def check_free(path: Path, overwrite: bool | None) -> None:
     """Refuse a path that cannot become a directory, or one that holds something which must not be lost.
 
     Even with `overwrite` only a checkpoint is replaced: a directory with a `config.json`, without subdirectories, that is
-    neither the working directory nor above it.
+    neither the working directory nor above it. A directory that exists is replaced by renaming, which a mount point does not
+    allow and which needs a parent that can be written to.
+
+    Args:
+        path (`Path`): the directory that is to be made.
+        overwrite (`bool`, *optional*): whether it may hold a checkpoint; `None`: it may not, and nothing allows it.
 
     Raises:
         CheckpointError: naming the path and the way out.
@@ -61,10 +66,19 @@ def check_free(path: Path, overwrite: bool) -> None:
         raise CheckpointError(f"{nearest} is a file; give a directory")
     if nearest != path and not os.access(nearest, os.W_OK):
         raise CheckpointError(f"{nearest} cannot be written to; give another directory")
-    if nearest != path or not any(path.iterdir()):
+    if nearest != path:
         return
-    if not overwrite:
-        raise CheckpointError(f"{path} is not empty; give another directory or allow overwriting")
+    if os.path.ismount(path):
+        raise CheckpointError(f"{path} is a mount point and cannot be replaced; give a directory in it")
+    if any(path.iterdir()) and not overwrite:
+        way = "" if overwrite is None else " or allow overwriting: --overwrite, overwrite=True"
+        raise CheckpointError(f"{path} is not empty; give another directory{way}")
+    if not os.access(path.parent, os.W_OK):
+        raise CheckpointError(
+            f"{path} is replaced through {path.parent}, which cannot be written to; give another directory"
+        )
+    if not any(path.iterdir()):
+        return
     here = Path.cwd()
     if path.resolve() in (here, *here.parents):
         raise CheckpointError(f"{path} is, or holds, the working directory and is not overwritten; give another one")

@@ -27,7 +27,7 @@ def export_original(model: PreTrainedModel, directory: str | os.PathLike, *, saf
         CheckpointError: the state-spaces layout cannot express the model, or the directory holds files.
     """
     directory = Path(directory)
-    check_free(directory, overwrite=False)
+    check_free(directory, overwrite=None)
     if not isinstance(model, tuple(CLASSES.values())):
         raise CheckpointError(f"cannot export {type(model).__name__}; supported: MambaForCausalLM, Mamba2ForCausalLM")
     state = model.state_dict()

@@ -32,7 +32,8 @@ def load_recipe(recipe: str | os.PathLike, **overrides: Any) -> list[SSMPrunerCo
 
     Args:
         recipe (`str` or `os.PathLike`): a name such as `sparsessm`, or the path of a YAML or JSON file.
-        **overrides: `sparsity`, `pattern` and the fields of the calibration text, for every pass.
+        **overrides: `sparsity`, `pattern` and the fields of the calibration text, for every pass. A sparsity takes the place
+            of an N:M pattern only together with `pattern="unstructured"`.
 
     Raises:
         ConfigurationError: there is no such recipe, a field cannot be given for all passes, or a pass is refused.
@@ -65,11 +66,17 @@ def overridden(entry: dict[str, Any], overrides: dict[str, Any]) -> dict[str, An
     """A pass with another budget or text; a new budget replaces the old one whole.
 
     Raises:
-        ConfigurationError: a field cannot be given for all passes of a recipe.
+        ConfigurationError: a field cannot be given for all passes of a recipe, or a sparsity meets an N:M pattern.
     """
     for name in overrides:
         if name not in OVERRIDES:
             raise ConfigurationError(unknown("field beside a recipe", name, list(OVERRIDES)))
+    pattern = str(entry.get("pattern", ""))
+    if ":" in pattern and overrides.get("sparsity") is not None and "pattern" not in overrides:
+        raise ConfigurationError(
+            f"sparsity={overrides['sparsity']} beside a recipe cannot replace pattern={pattern!r} of a pass; give the pattern "
+            "as well, such as 'unstructured'"
+        )
     budget = {"sparsity", "pattern"} if overrides.keys() & {"sparsity", "pattern"} else set()
     return {name: value for name, value in entry.items() if name not in budget} | overrides
 

@@ -213,6 +213,46 @@ def test_an_interrupt_is_one_line(
     assert not (tmp_path / "out").exists()
 
 
+def test_an_interrupt_says_where_finished_blocks_are(
+    ssm: Callable[..., Ended], assets: Path, calibration: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ["--method", "wanda", "--sparsity", 0.5, *calibration, "--resume-from", tmp_path / "blocks"]
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("optimum_ssm.pruner.record_weights", interrupted)
+        ended = ssm("prune", assets / "mamba-tiny", "-o", tmp_path / "out", *flags)
+    blocks = tmp_path / "blocks"
+    assert ended.err.splitlines()[-1] == (
+        f"interrupted; no model was saved; finished blocks are in {blocks}, and the same command goes on with the others"
+    )
+    assert not (tmp_path / "out").exists() and len(list(blocks.glob("*block*"))) == 6
+    with monkeypatch.context() as patch:
+        patch.setattr("optimum_ssm.pruner.SSMPruner.push_to_hub", interrupted)
+        ended = ssm("prune", assets / "mamba-tiny", "-o", tmp_path / "out", *flags, "--push-to-hub", "me/it")
+    assert ended.err.splitlines()[-1] == (
+        f"interrupted; the model is saved to {tmp_path / 'out'}, the upload to me/it may not be complete"
+    )
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("place", ["out", "out/blocks"])
+def test_finished_blocks_and_the_model_need_two_directories(
+    ssm: Callable[..., Ended], tiny_dir: Path, tmp_path: Path, place: str
+) -> None:
+    """Otherwise the output directory is not empty when the model is ready."""
+    ended = ssm("prune", tiny_dir, "-o", tmp_path / "out", *MAGNITUDE, "--resume-from", tmp_path / place)
+    assert f"resume_from='{tmp_path / place}' lies in the output directory" in ended.error()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dtype_that_does_not_exist(ssm: Callable[..., Ended], tiny_dir: Path, tmp_path: Path) -> None:
+    ended = ssm("prune", tiny_dir, "-o", tmp_path / "out", *MAGNITUDE, "--dtype", "float33")
+    assert "dtype='float33' does not exist. Allowed: float32, bfloat16" in ended.error()
+
+
 def test_pushing_gets_repository_visibility_and_token(
     ssm: Callable[..., Ended], tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,3 +286,10 @@ def test_flags_that_argparse_refuses_end_with_usage(
 ) -> None:
     ended = ssm("prune", tiny_dir, *flags)
     assert ended.code == 2 and "usage: optimum-ssm prune" in ended.err and "Traceback" not in ended.err
+
+
+def test_the_dense_model_is_not_overwritten_by_the_pruned_one(ssm: Callable[..., Ended], tiny_dir: Path) -> None:
+    before = sorted(path.read_bytes() for path in tiny_dir.iterdir() if path.is_file())
+    ended = ssm("prune", tiny_dir, "-o", tiny_dir, "--overwrite", *MAGNITUDE)
+    assert "the dense model would be lost" in ended.error()
+    assert sorted(path.read_bytes() for path in tiny_dir.iterdir() if path.is_file()) == before

@@ -129,6 +129,7 @@ def test_fills_apart_only_where_a_log_is_selected(tiny_mamba: PreTrainedModel) -
 
 @pytest.mark.parametrize("args, message", [
     ((["wnda"], ["0.5"]), "unknown method 'wnda'. Did you mean 'wanda'?"),
+    ((["state_energy"], ["0.5"]), "method 'state_energy' removes whole units, and a comparison is of masks. Allowed: admm"),
     ((["wanda:alocation=owl"], ["0.5"]), "unknown option of 'wanda:alocation=owl': 'alocation'. Did you mean 'allocation'?"),
     ((["wanda:targets=x"], ["0.5"]), "unknown option of 'wanda:targets=x': 'targets'"),
     ((["sparsessm:v9"], ["0.5"]), "'v9'"),

@@ -230,3 +230,16 @@ def test_token_ids_are_taken_as_they_are(
     found = measure_perplexity(tiny_mamba, kind(ids.tolist()), window=20)
     assert found.perplexity == evaluate_perplexity(tiny_mamba, ids, window=20) and found.dataset == "token ids"
     assert measure_perplexity(tiny_mamba, ids, "my text", window=20).dataset == "my text"
+
+
+def test_a_model_whose_embeddings_are_offloaded(
+    tiny_mamba: PreTrainedModel, token_ids: Callable[..., Tensor], tmp_path: Path
+) -> None:
+    """They are on no device themselves: the ids go where they are computed."""
+    tiny_mamba.save_pretrained(tmp_path / "model")
+    ids = token_ids(6).reshape(-1)
+    there = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "model", device_map={"": "disk"}, offload_folder=tmp_path / "offload"
+    )
+    assert there.get_input_embeddings().weight.is_meta
+    assert evaluate_perplexity(there, ids, window=16) == evaluate_perplexity(tiny_mamba, ids, window=16)

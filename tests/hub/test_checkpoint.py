@@ -196,7 +196,14 @@ def test_a_truncated_weight_file(folder: Path) -> None:
     data = (folder / "model.safetensors").read_bytes()
     for part in (data[: len(data) // 2], b"", b"no header"):
         (folder / "model.safetensors").write_bytes(part)
-        one_line("out cannot be loaded: ", lambda: load_model(folder))
+        one_line("out/model.safetensors cannot be loaded: ", lambda: load_model(folder))
+
+
+def test_a_truncated_shard_is_named(pruner: SSMPruner, tmp_path: Path, no_picture: None) -> None:
+    pruner.save_pretrained(tmp_path / "out", max_shard_size="20KB")
+    shard = sorted((tmp_path / "out").glob("model-*.safetensors"))[1]
+    shard.write_bytes(shard.read_bytes()[:-1])
+    one_line(f"out/{shard.name} cannot be loaded: ", lambda: load_model(tmp_path / "out"))
 
 
 def test_missing_weights_are_named_and_never_drawn_at_random(folder: Path) -> None:
@@ -240,7 +247,8 @@ def test_past_passes_are_history_whatever_is_registered_now(folder: Path, tmp_pa
 
 def test_settings_without_their_report(folder: Path) -> None:
     (folder / "report.json").write_text("{}")
-    one_line("the pruning report cannot be read", lambda: SSMPruner.from_pretrained(folder))
+    named = f"^report.json of {folder}: the pruning report cannot be read: it has no 'version'$"
+    one_line(named, lambda: SSMPruner.from_pretrained(folder))
     (folder / "report.json").unlink()
     one_line("reads format 1 with its report.json", lambda: SSMPruner.from_pretrained(folder))
 

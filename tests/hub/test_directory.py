@@ -167,6 +167,30 @@ def test_check_free_agrees_before_any_work_is_done(tmp_path: Path) -> None:
             check_free(path, overwrite)
 
 
+def test_check_free_refuses_a_mount_point() -> None:
+    with pytest.raises(CheckpointError, match="^/ is a mount point and cannot be replaced; give a directory in it$"):
+        check_free(Path("/"), overwrite=True)
+
+
+def test_check_free_names_a_way_only_where_there_is_one(tmp_path: Path) -> None:
+    fill(tmp_path / "out", "old")
+    with pytest.raises(CheckpointError, match="or allow overwriting: --overwrite, overwrite=True$"):
+        check_free(tmp_path / "out", overwrite=False)
+    with pytest.raises(CheckpointError, match="give another directory$"):
+        check_free(tmp_path / "out", overwrite=None)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_check_free_wants_a_parent_in_which_it_can_rename(tmp_path: Path) -> None:
+    (tmp_path / "parent" / "out").mkdir(parents=True)
+    (tmp_path / "parent").chmod(0o555)
+    try:
+        with pytest.raises(CheckpointError, match="out is replaced through .*parent, which cannot be written to"):
+            check_free(tmp_path / "parent" / "out", overwrite=False)
+    finally:
+        (tmp_path / "parent").chmod(0o755)
+
+
 def test_overwrite_replaces_checkpoints_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(tmp_path / "out", "old")
     check_free(tmp_path / "out", overwrite=True)

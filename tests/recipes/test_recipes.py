@@ -94,8 +94,16 @@ def test_a_file_takes_the_same_overrides(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(
         "passes:\n- {method: wanda, pattern: '2:4'}\n- {method: magnitude, sparsity: 0.1}\n"
     )
-    recipe = load_recipe(tmp_path / "mine.yaml", sparsity=0.3, seed=7)
+    recipe = load_recipe(tmp_path / "mine.yaml", sparsity=0.3, pattern="unstructured", seed=7)
     assert [(c.method, c.pattern, c.sparsity, c.seed) for c in recipe] == [
         ("wanda", "unstructured", 0.3, 7),
         ("magnitude", "unstructured", 0.3, 7),
     ]
+
+
+def test_a_sparsity_does_not_replace_an_n_m_pattern_in_silence(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("passes:\n  - {method: wanda, pattern: '2:4'}\n", encoding="utf-8")
+    with pytest.raises(ConfigurationError, match="sparsity=0.25 beside a recipe cannot replace pattern='2:4'"):
+        load_recipe(path, sparsity=0.25)
+    assert load_recipe(path, sparsity=0.25, pattern="unstructured")[0].sparsity == 0.25
