@@ -81,13 +81,14 @@ class Registry(Generic[T]):
             return self._entries[name]
         raise ConfigurationError(unknown(self.kind, name, self.names()))
 
-    def build(self, name: str, kwargs: dict[str, Any], origin: str) -> Any:
+    def build(self, name: str, kwargs: dict[str, Any], origin: str, **defaults: Any) -> Any:
         """An object of the registered dataclass `name`, with `kwargs` checked against its fields.
 
         Args:
             name (`str`): a registered name.
             kwargs (`dict`): the object's parameters.
             origin (`str`): the config field they come from, named in messages.
+            **defaults: parameters that `kwargs` leaves open, for an object that has them.
 
         Raises:
             ConfigurationError: the name or a parameter does not exist, a value has the wrong type, or the object
@@ -105,7 +106,7 @@ class Registry(Generic[T]):
                     f"{origin} {key}={value!r} of {self.kind} {name!r} must be of type {wanted}, "
                     f"got {type(value).__name__}"
                 )
-        return entry(**kwargs)
+        return entry(**{key: value for key, value in defaults.items() if key in allowed} | kwargs)
 
     def items(self) -> list[tuple[str, T]]:
         """All `(name, object)` pairs, sorted by name; imports every built-in module."""

@@ -8,7 +8,8 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -295,10 +296,17 @@ class PruningReport:
         """
         from .report_plot import draw  # matplotlib is slow to import
 
-        try:
+        with drawing(path):
             draw(self, path)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"cannot draw {os.fspath(path)}: {' '.join(str(error).split())}") from error
+
+
+@contextmanager
+def drawing(path: str | os.PathLike) -> Iterator[None]:
+    """Errors of an image that cannot be written become the library's own, naming the file."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot draw {os.fspath(path)}: {' '.join(str(error).split())}") from error
 
 
 def table(head: Iterable[str], body: Iterable[Iterable[str]], right: tuple[int, ...] = ()) -> list[str]:

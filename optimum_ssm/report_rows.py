@@ -32,7 +32,7 @@ def model_report(model: PreTrainedModel, family: Family) -> PruningReport:
         target = declared.get(name)
         reason = NOT_TARGETED if target else family.kept_reason(name) + tied.get(name, "")
         block = next((i for i, (prefix, _) in enumerate(blocks) if name.startswith(prefix + ".")), None)
-        row = Row(name, _component(name, target), block, list(parameter.shape), parameter.numel(), reason=reason)
+        row = Row(name, component_of(name, target), block, list(parameter.shape), parameter.numel(), reason=reason)
         if target is not None:
             width = parameter[0].numel()
             row.segments = {part: [(b - a) * width, 0] for part, (a, b) in target.weight.segments.items()}
@@ -106,7 +106,8 @@ def finished_pass(
     return Pass(config.to_dict(), seconds, tokens, errors, tuned if any(tuned) else [], removed)
 
 
-def _component(name: str, target: Target | None) -> str:
+def component_of(name: str, target: Target | None = None) -> str:
+    """Short name of a parameter that blocks share."""
     if target is not None:
         return target.weight.name
     parts = [part for part in name.split(".") if not part.isdigit()]

@@ -15,7 +15,7 @@ from .passes.outcome import BlockOutcome, UnitOutcome
 from .passes.unit_plan import UnitPlan
 from .report import PruningReport, Row
 from .report_blocks import record_drops
-from .report_rows import finished_pass, set_removed
+from .report_rows import component_of, finished_pass, set_removed
 from .surgery.settle import is_stock
 
 
@@ -75,7 +75,7 @@ def recount(report: PruningReport, masks: dict[str, Tensor], family: Family, mod
         if name not in rows:
             block = next((place for prefix, place in places.items() if name.startswith(f"{prefix}.")), None)
             rows[name] = Row(
-                name, _component(name), block, list(parameter.shape), 0, reason="made by the compensation"
+                name, component_of(name), block, list(parameter.shape), 0, reason="made by the compensation"
             )
             report.rows.append(rows[name])
         row = rows[name]
@@ -97,11 +97,6 @@ def recount(report: PruningReport, masks: dict[str, Tensor], family: Family, mod
 
 def _mixing(family: Family, blocks: list[nn.Module]) -> list[nn.Module]:
     return [block for block in blocks if family.mixer(block) is not None]
-
-
-def _component(name: str) -> str:
-    parts = name.split(".")
-    return f"{parts[-2]}.bias" if parts[-1] == "bias" else parts[-1]
 
 
 def _units(plan: UnitPlan, outcomes: list[UnitOutcome]) -> dict:

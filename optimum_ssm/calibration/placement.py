@@ -20,7 +20,7 @@ from typing import Any
 
 import psutil
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.utils import logging
 
 from ..errors import CalibrationError
@@ -250,6 +250,17 @@ def choose_place(offload: str | None, needed: int, device: torch.device) -> str:
     note("place", place)
     logger.info(f"calibration activations: {needed / 1e9:.2f} GB, kept on {device if place == 'device' else place}")
     return place
+
+
+def stream_placement(
+    model: nn.Module, offload: str | None, copies: int, ids: Tensor | None, device: torch.device
+) -> Placement:
+    """Where so many copies of the residual stream of `ids` are kept while blocks are computed on `device`."""
+    if ids is None:
+        return Placement()
+    embedding = model.get_input_embeddings().weight
+    width = 4 if getattr(model.config, "residual_in_fp32", False) else embedding.element_size()
+    return Placement(choose_place(offload, copies * ids.numel() * embedding.shape[1] * width, device))
 
 
 def free_bytes(device: torch.device) -> int:

@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any
 
 from ..errors import CheckpointError
-from ..report import table
+from ..report import drawing, table
 
 
 BENCHMARK_VERSION = 1
@@ -136,10 +136,8 @@ class BenchmarkReport:
         """
         from .benchmark_plot import draw  # matplotlib is slow to import
 
-        try:
+        with drawing(path):
             draw(self, path)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"cannot draw {os.fspath(path)}: {' '.join(str(error).split())}") from error
 
     def write(self, folder: str | os.PathLike, picture: bool = True) -> None:
         """Write `benchmark.md`, `.json`, `.csv` and, unless `picture` is off, `.png` into a directory that exists.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import CheckpointError
-from ..report import table
+from ..report import drawing, table
 
 
 MEASURED, FAILED, IMPOSSIBLE = "measured", "failed", "impossible"
@@ -128,10 +128,8 @@ class Comparison:
         """
         from .comparison_plot import draw  # matplotlib is slow to import
 
-        try:
+        with drawing(path):
             draw(self, path)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"cannot draw {os.fspath(path)}: {' '.join(str(error).split())}") from error
 
 
 def rows_from_csv(text: str) -> list[ComparisonRow]:

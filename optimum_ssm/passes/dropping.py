@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from ..calibration.activations import Activations
 from ..calibration.offload import BlockWeights, work_device
-from ..calibration.placement import Batches, Placement, choose_place
+from ..calibration.placement import Batches, Placement, stream_placement
 from ..calibration.ranks import current_ranks
 from ..errors import CalibrationError
 from ..families.base import Family
@@ -45,7 +45,9 @@ def drop_units(
     start, blocks = time.perf_counter(), family.blocks(model)
     weights, dropped = BlockWeights(model, plan.config.device), []
     if plan.count:
-        with _placement(model, plan, ids, weights.device_of(blocks[0][1])) as placement:
+        # what enters a block, and what comes of it without a unit, before and after the next block
+        device = weights.device_of(blocks[0][1])
+        with stream_placement(model, plan.config.offload, 3, ids, device) as placement:
             dropped = _Search(model, family, plan, ids, weights, placement).run()
     order = {index: (rank, score) for rank, (index, score) in enumerate(dropped)}
     zeroed = {}
@@ -169,12 +171,3 @@ class _Search:
                 total += float(F.cross_entropy(logits, row[1:].to(logits.device), reduction="sum"))
                 tokens += len(row) - 1
         return total, tokens
-
-
-def _placement(model: nn.Module, plan: DropPlan, ids: Tensor | None, device: torch.device) -> Placement:
-    """Where activations go: what enters a block, and what comes of it without a unit, before and after the next block."""
-    if ids is None:
-        return Placement()
-    embedding = model.get_input_embeddings().weight
-    width = 4 if getattr(model.config, "residual_in_fp32", False) else embedding.element_size()
-    return Placement(choose_place(plan.config.offload, 3 * ids.numel() * embedding.shape[1] * width, device))

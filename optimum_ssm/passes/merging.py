@@ -11,10 +11,8 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from ..calibration.sites import Need
-from ..errors import CalibrationError
 from ..methods.structures.base import Units
 from ..sparsity.allocations.units import uniform_size
-from ..surgery.compensation import compensate
 from ..surgery.merge import merge, merged_parts
 from .outcome import MergeOutcome, UnitOutcome
 from .unit_plan import UnitPlan, UnitTask
@@ -65,9 +63,7 @@ class MergeWork(Work[UnitTask]):
             return UnitOutcome(axis.name, task.block, axis.units, [])
         parts = {}
         for part in axis.owned:
-            weight = place.block.get_parameter(part.parameter).detach().float()
-            if not weight.isfinite().all():
-                raise CalibrationError(f"{place.name}.{part.parameter}: the weight holds non-finite values")
+            weight = place.read(part.parameter)
             if part in merged_parts(axis):
                 parts[part.name] = weight[part.index.to(weight.device)].reshape(*part.index.shape, -1)
         kinds = {part.name: part.kind for part in merged_parts(axis)}
@@ -75,11 +71,9 @@ class MergeWork(Work[UnitTask]):
         method = self.plan.method
         merged = merge(self.plan.family, place.block, axis, kept, method.scores(units), method.order(units))
         if config.compensation is not None:
-            samples = zip(place.stream.hidden, place.dense)
-            forward = place.stream.forward(place.block)
-            output, total = self.plan.family.output, place.ranks.sum_
+            output = self.plan.family.output
             gone = self.removed.get(f"{task.name}.{output}.weight")  # not a part of B and C: its shape is what it was
-            compensate(config.compensation, place.block, output, samples, forward, total, gone)
+            place.compensate(config.compensation, output, gone)
         run = axis.units // kept
         removed = [group for group in range(axis.units) if group % run]
         return MergeOutcome(axis.name, task.block, axis.units, removed, merged.kept, merged)

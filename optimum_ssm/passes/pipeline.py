@@ -16,7 +16,7 @@ from transformers.utils import logging
 from ..calibration.activations import Activations, inference_state
 from ..calibration.gradients import gradient_statistics
 from ..calibration.offload import BlockWeights, work_device
-from ..calibration.placement import Batches, Pairs, Placement, choose_place
+from ..calibration.placement import Batches, Pairs, Placement, stream_placement
 from ..calibration.ranks import ALONE, Ranks
 from ..calibration.seam import ScanSeam, replaced_scan
 from ..calibration.sites import BlockStatistics, Need
@@ -76,7 +76,9 @@ def run_pass(
             )
         work, weights = plan.work(model, removed, gradients), BlockWeights(model, plan.config.device)
         tokens, ids = (0, None) if ids is None else (ids.numel(), ranks.share(ids))
-        with _placement(model, family, plan, ids, weights) as placement:
+        copies = 3 if plan.reconstruction.epochs else 2  # inputs, dense outputs, and what reconstruction aims at
+        device = weights.device_of(family.blocks(model)[0][1])
+        with stream_placement(model, plan.config.offload, copies, ids, device) as placement:
             run = _Run(model, family, plan, work, seam, ids, removed, weights, placement, ranks, shards, tokens)
             run.execute(on_block)
 
@@ -261,14 +263,3 @@ class _Run:
         if not self.ranks.alone:
             self.ranks.align_(block)
         return tuned
-
-
-def _placement(model: nn.Module, family: Family, plan: Any, ids: Tensor | None, weights: BlockWeights) -> Placement:
-    """Where the calibration activations of a pass go: its inputs and its dense outputs, and what reconstruction aims at."""
-    if ids is None:
-        return Placement()
-    embedding = model.get_input_embeddings().weight
-    width = 4 if getattr(model.config, "residual_in_fp32", False) else embedding.element_size()
-    copies = 3 if plan.reconstruction.epochs else 2
-    needed = copies * ids.numel() * embedding.shape[1] * width
-    return Placement(choose_place(plan.config.offload, needed, weights.device_of(family.blocks(model)[0][1])))

@@ -133,10 +133,7 @@ def make_plan(model: nn.Module, family: Family, config: SSMPrunerConfig) -> Plan
         units = make_unit_plan(model, family, config)
         check_offload(model, units)
         return units
-    kwargs = dict(config.method_kwargs)
-    if "seed" in {field.name for field in dataclasses.fields(METHODS.get(config.method))}:
-        kwargs.setdefault("seed", config.seed)
-    method = METHODS.build(config.method, kwargs, "method_kwargs")
+    method = METHODS.build(config.method, config.method_kwargs, "method_kwargs", seed=config.seed)
     pattern = Pattern.parse(config.pattern)
     method.check(pattern, config.scope)
     scope = "row" if pattern.is_n_m else config.scope or method.default_scope
@@ -144,14 +141,7 @@ def make_plan(model: nn.Module, family: Family, config: SSMPrunerConfig) -> Plan
     if scope == "global":
         name, scope = "global", "tensor"
     allocation = ALLOCATIONS.build(name, config.allocation_kwargs, "allocation_kwargs")
-    epochs = config.reconstruction_epochs
-    epochs = method.default_reconstruction_epochs if epochs is None else epochs
-    if config.reconstruction_kwargs and not epochs:
-        raise ConfigurationError(
-            f"reconstruction_kwargs={config.reconstruction_kwargs} without reconstruction tune nothing; give "
-            "reconstruction_epochs of at least 1"
-        )
-    reconstruction = Reconstruction(epochs, **config.reconstruction_kwargs)
+    reconstruction = Reconstruction.planned(config, method.default_reconstruction_epochs)
     plan = Plan(config, method, allocation, pattern, scope, [], {}, reconstruction)
     chosen = select_targets(declared_targets(family, model), config.targets, config.exclude, method.default_targets)
     for target in chosen:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..calibration.ranks import ALONE, Ranks
+from ..configuration import SSMPrunerConfig
 from ..errors import CalibrationError, ConfigurationError
 
 
@@ -37,6 +38,21 @@ class Reconstruction:
                 f"reconstruction needs epochs >= 0, lr > 0 and batch_size >= 1, got {self.epochs}, {self.lr} and "
                 f"{self.batch_size}"
             )
+
+    @classmethod
+    def planned(cls, config: SSMPrunerConfig, default_epochs: int) -> Reconstruction:
+        """What a config asks for, with the method's own epochs where it does not say.
+
+        Raises:
+            ConfigurationError: parameters are given, but no reconstruction is.
+        """
+        epochs = default_epochs if config.reconstruction_epochs is None else config.reconstruction_epochs
+        if config.reconstruction_kwargs and not epochs:
+            raise ConfigurationError(
+                f"reconstruction_kwargs={config.reconstruction_kwargs} without reconstruction tune nothing; give "
+                "reconstruction_epochs of at least 1"
+            )
+        return cls(epochs, **config.reconstruction_kwargs)
 
     def tune(
         self,

@@ -123,10 +123,7 @@ def make_unit_plan(model: nn.Module, family: Family, config: SSMPrunerConfig) ->
         ConfigurationError: the family has no such axis, a statistic does not exist for it, no unit could go, or groups
             cannot be merged to so many.
     """
-    kwargs = dict(config.method_kwargs)
-    if "seed" in {field.name for field in dataclasses.fields(STRUCTURES.get(config.method))}:
-        kwargs.setdefault("seed", config.seed)
-    method = STRUCTURES.build(config.method, kwargs, "method_kwargs")
+    method = STRUCTURES.build(config.method, config.method_kwargs, "method_kwargs", seed=config.seed)
     blocks = [
         (i, name, block) for i, (name, block) in enumerate(family.blocks(model)) if family.mixer(block) is not None
     ]
@@ -158,12 +155,6 @@ def make_unit_plan(model: nn.Module, family: Family, config: SSMPrunerConfig) ->
             check_groups(task.axis.units, kept, heads)
     name = config.allocation or ("uniform" if config.uniform_sizes else method.default_allocation)
     allocation = ALLOCATIONS.build(name, config.allocation_kwargs, "allocation_kwargs")
-    epochs = config.reconstruction_epochs or 0
-    if config.reconstruction_kwargs and not epochs:
-        raise ConfigurationError(
-            f"reconstruction_kwargs={config.reconstruction_kwargs} without reconstruction tune nothing; give "
-            "reconstruction_epochs of at least 1"
-        )
     plan = UnitPlan(
         config,
         family,
@@ -172,7 +163,7 @@ def make_unit_plan(model: nn.Module, family: Family, config: SSMPrunerConfig) ->
         axis,
         multiple,
         tasks,
-        Reconstruction(epochs, **config.reconstruction_kwargs),
+        Reconstruction.planned(config, 0),
     )
     _say_what_changes_nothing(plan)
     _say_what_loads(plan, model, [block for _, _, block in blocks])

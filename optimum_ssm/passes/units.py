@@ -19,7 +19,6 @@ from ..families.base import Site
 from ..methods.structures.base import SCAN, Units
 from ..sparsity.allocations.units import rank_energies, removed_units, round_sizes, total_size, uniform_size
 from ..surgery import norm
-from ..surgery.compensation import compensate
 from ..surgery.cut import cut
 from .outcome import UnitOutcome
 from .unit_plan import UnitPlan, UnitTask
@@ -114,17 +113,15 @@ class UnitWork(Work[UnitTask]):
             norm.rescale(place.block, axis.norm, torch.where(before > 0, after / before, 1.0))
         outcome = UnitOutcome(axis.name, task.block, axis.units, removed.nonzero().flatten().tolist(), kept)
         if config.compensation is not None:
-            samples = zip(place.stream.hidden, place.dense)
-            forward = place.stream.forward(place.block)
-            output, total = self.plan.family.output, place.ranks.sum_
+            output = self.plan.family.output
             gone = outcome.sliced(f"{output}.weight", self.removed.get(f"{task.name}.{output}.weight"))
-            compensate(config.compensation, place.block, output, samples, forward, total, gone)
+            place.compensate(config.compensation, output, gone)
         return outcome
 
     def _scores(self, place: Place, task: UnitTask, values: Values, remove: int) -> Tensor:
         axis = task.axis
         owned = {part.name: part for part in (*axis.owned, *axis.read)}
-        parts = {name: _gather(self._read(place, part), part) for name, part in owned.items()}
+        parts = {name: _gather(place.read(part.parameter), part) for name, part in owned.items()}
         statistics: dict[tuple[str, str], Tensor] = {}
         for part, statistic in task.needs:
             if statistic in GRADIENT_STATISTICS:
@@ -145,12 +142,6 @@ class UnitWork(Work[UnitTask]):
         if not scores.isfinite().all():
             raise CalibrationError(f"{task.label}: scores are not finite")
         return scores
-
-    def _read(self, place: Place, part: Owned) -> Tensor:
-        weight = place.block.get_parameter(part.parameter).detach().float()
-        if not weight.isfinite().all():
-            raise CalibrationError(f"{place.name}.{part.parameter}: the weight holds non-finite values")
-        return weight
 
     def _root_mean_square(self, place: Place, path: str) -> Tensor:
         """Mean over tokens of the norm's root mean square, of each of its groups, float64."""

@@ -15,7 +15,8 @@ from ..calibration.activations import Activations
 from ..calibration.placement import Batches
 from ..calibration.ranks import ALONE, Ranks
 from ..calibration.sites import BlockStatistics, Need
-from ..errors import ConfigurationError
+from ..errors import CalibrationError, ConfigurationError
+from ..surgery.compensation import compensate
 from .outcome import Outcome
 
 
@@ -49,6 +50,22 @@ class Place:
     def tokens(self) -> int:
         """Calibration tokens."""
         return self.stream.tokens if self.stream is not None else 0
+
+    def read(self, path: str) -> Tensor:
+        """A parameter of the block in float32.
+
+        Raises:
+            CalibrationError: it holds non-finite values.
+        """
+        weight = self.block.get_parameter(path).detach().float()
+        if not weight.isfinite().all():
+            raise CalibrationError(f"{self.name}.{path}: the weight holds non-finite values")
+        return weight
+
+    def compensate(self, kind: str, output: str, gone: Tensor | None) -> None:
+        """`surgery.compensation.compensate` of the block as it is now, on its inputs and dense outputs."""
+        samples, forward = zip(self.stream.hidden, self.dense), self.stream.forward(self.block)
+        compensate(kind, self.block, output, samples, forward, self.ranks.sum_, gone)
 
 
 class Work(ABC, Generic[T]):

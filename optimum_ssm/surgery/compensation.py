@@ -76,10 +76,15 @@ def compensate(
             linear.weight.copy_(linear.weight.float() + _solve(gram / tokens, cross / tokens, gone))
 
 
-def _add_bias(linear: nn.Linear, change: Tensor) -> None:
+def give_bias(linear: nn.Linear) -> None:
+    """A bias of zeros for a projection that has none."""
     if linear.bias is None:
         zeros = torch.zeros(linear.out_features, dtype=linear.weight.dtype, device=linear.weight.device)
         linear.bias = nn.Parameter(zeros, requires_grad=linear.weight.requires_grad)
+
+
+def _add_bias(linear: nn.Linear, change: Tensor) -> None:
+    give_bias(linear)
     linear.bias.copy_(linear.bias.float() + change)
 
 

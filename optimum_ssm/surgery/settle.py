@@ -6,11 +6,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from ..families.base import Family
+from .compensation import give_bias
 
 
 def settle(model: PreTrainedModel, family: Family) -> None:
@@ -72,9 +72,6 @@ def _agree_on_biases(model: PreTrainedModel, family: Family, blocks: list[nn.Mod
         return
     for block in blocks:
         for path in (family.output, family.output.replace("out_proj", "in_proj")):
-            linear = block.get_submodule(path)
-            if linear.bias is None:
-                zeros = torch.zeros(linear.out_features, dtype=linear.weight.dtype, device=linear.weight.device)
-                linear.bias = nn.Parameter(zeros, requires_grad=linear.weight.requires_grad)
+            give_bias(block.get_submodule(path))
         family.mixer(block).use_bias = True
     model.config.use_bias = True

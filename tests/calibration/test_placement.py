@@ -101,7 +101,7 @@ def test_the_place_of_the_stream_changes_no_bit(
 ) -> None:
     ids, used = token_ids(5), []
     here = prune(make_tiny_model("mamba"), ids, offload="device", **options)
-    monkeypatch.setattr("optimum_ssm.passes.pipeline.choose_place", lambda *_: place)
+    monkeypatch.setattr("optimum_ssm.calibration.placement.choose_place", lambda *_: place)
     original = Placement.room
     monkeypatch.setattr(Placement, "room", lambda self, like: used.append(self.place) or original(self, like))
     there = prune(make_tiny_model("mamba"), ids, **options)
