@@ -81,6 +81,7 @@ class Pass:
             was no calibration, or no block any more.
         reconstruction (`list`): per block the relative distance from the dense model's output before and after its kept
             weights were tuned; empty without reconstruction.
+        reconstruction_seconds (`float`): the part of `seconds` that it took.
         removed (`int`): entries that this pass removed and no earlier one had.
         units (`dict`): for a structured pass `axis`, and by block the units `before` and `kept`, which were `removed`, and
             the `groups` of which each keeps the same number. Of whole blocks there is one entry, see
@@ -92,6 +93,7 @@ class Pass:
     tokens: int
     block_errors: list[float | None]
     reconstruction: list[list[float] | None] = field(default_factory=list)
+    reconstruction_seconds: float = 0.0
     removed: int = 0
     units: dict[str, Any] = field(default_factory=dict)
 
@@ -247,7 +249,8 @@ class PruningReport:
         if tuned:
             before, after = (sum(pair[i] for pair in tuned) / len(tuned) for i in (0, 1))
             facts.append(
-                f"Reconstruction brought the mean distance from the dense blocks from {before:.2e} to {after:.2e}."
+                f"Reconstruction brought the mean distance from the dense blocks from {before:.2e} to {after:.2e}, in "
+                f"{self.passes[-1].reconstruction_seconds:.1f} s."
             )
         for stage, found in self.perplexity.items():
             facts.append(f"Perplexity, {stage}: {found['perplexity']:.3f} ({found['protocol']}).")

@@ -99,11 +99,13 @@ def finished_pass(
     """The entry of a pass in the report. `places`: the block of the dense model that each block was."""
     found = {places[block.index]: block for block in blocks}
     outcomes = [found.get(index) for index in range(max(found, default=-1) + 1)]
-    tuned = [
-        None if block is None or block.reconstruction is None else list(block.reconstruction) for block in outcomes
-    ]
+    tuned = [None if block is None or block.reconstruction is None else block.reconstruction for block in outcomes]
     errors = [None if block is None else block.error for block in outcomes]
-    return Pass(config.to_dict(), seconds, tokens, errors, tuned if any(tuned) else [], removed)
+    done = Pass(config.to_dict(), seconds, tokens, errors, removed=removed)
+    if any(tuned):
+        done.reconstruction = [None if values is None else list(values[:2]) for values in tuned]
+        done.reconstruction_seconds = sum(values[2] for values in tuned if values is not None)
+    return done
 
 
 def component_of(name: str, target: Target | None = None) -> str:

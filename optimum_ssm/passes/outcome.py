@@ -113,12 +113,12 @@ class BlockOutcome:
         outcomes (`list[Outcome]`, `list[UnitOutcome]` or `list[DropOutcome]`): its targets, its axes, or itself.
         error (`float`, *optional*): with calibration, the relative error of the block's output on its own inputs.
         seconds (`float`): wall time.
-        reconstruction (`tuple[float, float]`, *optional*): relative distance from the dense model's output before and
-            after tuning the kept weights.
+        reconstruction (`tuple[float, float, float]`, *optional*): relative distance from the dense model's output before
+            and after tuning the kept weights, and the seconds of that.
     """
 
     index: int
     outcomes: list
     error: float | None
     seconds: float
-    reconstruction: tuple[float, float] | None = None
+    reconstruction: tuple[float, float, float] | None = None

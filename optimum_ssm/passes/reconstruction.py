@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -62,7 +63,7 @@ class Reconstruction:
         forward: Callable[[Tensor], Tensor],
         restore: Callable[[], None],
         ranks: Ranks = ALONE,
-    ) -> tuple[float, float]:
+    ) -> tuple[float, float, float]:
         """Tune a block in place.
 
         Args:
@@ -75,11 +76,13 @@ class Reconstruction:
             ranks (`Ranks`): processes that tune the same block, each on its own pairs: gradients are added up.
 
         Returns:
-            `tuple[float, float]`: ‖block(x) - dense‖² / ‖dense - x‖² over all samples, before and after.
+            `tuple[float, float, float]`: ‖block(x) - dense‖² / ‖dense - x‖² over all samples, before and after, and the
+            seconds that it took.
 
         Raises:
             CalibrationError: the loss is not finite.
         """
+        start = time.perf_counter()
         (scale,) = ranks.sums(sum(float((wish.float() - x.float()).square().sum()) for x, wish in pairs))
         parameters = list(block.parameters())
         flags, dtypes = [p.requires_grad for p in parameters], [p.dtype for p in parameters]
@@ -102,7 +105,7 @@ class Reconstruction:
             for parameter, value in zip(parameters, saved):
                 parameter.copy_(value)
             after = before
-        return before, after
+        return before, after, time.perf_counter() - start
 
     def _loss(
         self, pairs: Sequence[tuple[Tensor, Tensor]], forward: Callable[[Tensor], Tensor], ranks: Ranks
