@@ -192,6 +192,7 @@ class Spy:
 
 
 def test_statistics_of_dt_proj_are_those_of_its_operand(tiny_mamba, token_ids):
+    """With the same scan in both forwards, so that nothing but the statistics can differ."""
     ids = token_ids(6, 24)
     found = block_statistics(tiny_mamba, ids)
     instrumented = copy.deepcopy(tiny_mamba)
@@ -201,13 +202,13 @@ def test_statistics_of_dt_proj_are_those_of_its_operand(tiny_mamba, token_ids):
         spies.append(Spy(linear.weight))
         del block.mixer.dt_proj
         block.mixer.dt_proj = SimpleNamespace(weight=spies[-1], bias=linear.bias)
-    with torch.no_grad():
+    with torch.no_grad(), replaced_scan(family_of(instrumented), instrumented):
         instrumented(ids, use_cache=False)
     for values, spy in zip(found, spies, strict=True):
         moment = second_moment(torch.cat(spy.met).double())
         assert moment.shape == (6, 6)
-        assert close(values["dt_proj"]["gram"], moment, 2e-6)
-        assert close(values["dt_proj"]["col_energy"], moment.diagonal(), 2e-6)
+        assert close(values["dt_proj"]["gram"], moment)
+        assert close(values["dt_proj"]["col_energy"], moment.diagonal())
 
 
 def test_statistics_of_conv1d_are_those_of_its_operand(either_tiny_model, token_ids, monkeypatch):
@@ -219,10 +220,10 @@ def test_statistics_of_conv1d_are_those_of_its_operand(either_tiny_model, token_
         return original(x, *args, **kwargs)
 
     monkeypatch.setattr(F, "conv1d", spy)
-    with torch.no_grad():
+    with torch.no_grad(), replaced_scan(family_of(either_tiny_model), either_tiny_model):
         either_tiny_model(ids, use_cache=False)
     for values, x in zip(found, met, strict=True):
-        assert close(values["conv1d"]["conv_gram"], window_moment(windows(x)), 2e-6)
+        assert close(values["conv1d"]["conv_gram"], window_moment(windows(x)))
 
 
 def test_sums_over_the_recurrence_are_those_of_a_loop_that_keeps_every_state(either_tiny_model, token_ids):

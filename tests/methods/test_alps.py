@@ -16,6 +16,7 @@ from optimum_ssm.methods.alps import ALPS
 from optimum_ssm.methods.base import WeightMethod
 from optimum_ssm.methods.magnitude import Magnitude
 from optimum_ssm.methods.sparsegpt import SparseGPT
+from optimum_ssm.methods.wanda import Wanda
 from optimum_ssm.sparsity.pattern import Pattern
 from optimum_ssm.sparsity.selection import Selection, round_half_up
 
@@ -171,22 +172,24 @@ def trained_problems(assets, load_trained, clean_registries):
 
 
 @pytest.mark.parametrize("name, compared", [("mamba-tiny", 66), ("mamba2-tiny", 36)])
-def test_on_real_activations_it_beats_admm_grad_and_that_sparsegpt(trained_problems, name, compared):
+def test_on_real_activations_every_method_beats_the_next(trained_problems, name, compared):
+    """ALPS, ADMM-Grad, SparseGPT, Wanda, magnitude; the last two within rows, or groups: 102 of 102 cases (oracle 17)."""
     violations, cases = [], 0
     for index, (weight, gram) in enumerate(trained_problems(name)):
+        statistics = {"gram": gram, "col_energy": gram.diagonal()}
         for budget in ("0.5", "0.7", "2:4"):
             pattern = Pattern.parse(budget) if ":" in budget else Pattern()
             if not pattern.fits(weight.shape[1]):
                 continue
             count = 0 if pattern.is_n_m else round_half_up(float(budget) * weight.numel())
+            tensor, row = Selection(count, pattern=pattern), Selection(count, "row", pattern)
+            methods = [(method, tensor) for method in (ALPS(), ADMMGrad(), SparseGPT())]
             errors = [
-                relative_error(
-                    weight, method.prune(weight, {"gram": gram}, "linear", Selection(count, pattern=pattern))[0], gram
-                )
-                for method in (ALPS(), ADMMGrad(), SparseGPT())
+                relative_error(weight, method.prune(weight, statistics, "linear", selection)[0], gram)
+                for method, selection in (*methods, (Wanda(), row), (Magnitude(), row))
             ]
             cases += 1
-            if not 0 < errors[0] <= errors[1] <= errors[2]:
+            if not 0 < errors[0] <= errors[1] <= errors[2] <= errors[3] <= errors[4]:
                 violations.append((index, tuple(weight.shape), budget, errors))
     assert not violations
     assert cases == compared
