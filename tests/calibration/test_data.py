@@ -117,6 +117,23 @@ def test_token_ids_of_other_lengths_are_one_stream():
     assert torch.equal(found, blocks([np.arange(150), np.arange(150, 300)]))
 
 
+def test_rows_that_a_tokenizer_padded_are_refused_and_the_same_rows_without_padding_are_one_stream(tokenizer):
+    """Padding has no place in a block: no mask says where it is, and its zeros would dilute every statistic."""
+    rows = [tokenizer(row, add_special_tokens=False)["input_ids"] for row in ROWS if row]
+    longest = max(map(len, rows))
+    padded = {
+        "input_ids": [row + [0] * (longest - len(row)) for row in rows],
+        "attention_mask": [[1] * len(row) + [0] * (longest - len(row)) for row in rows],
+    }
+    for source in (datasets.Dataset.from_dict(padded), [dict(zip(padded, row)) for row in zip(*padded.values())]):
+        for column in ("text", "input_ids"):
+            with pytest.raises(ConfigurationError, match="has no column 'text'|is not text"):
+                blocks(source, tokenizer, text_column=column)
+    stream = [token for row in rows for token in row]
+    for block in blocks(rows, num_samples=20).tolist():
+        assert any(block == stream[start : start + 16] for start in range(len(stream)))
+
+
 def test_ids_need_no_tokenizer_but_text_does(text_file):
     with pytest.raises(ConfigurationError, match="text needs a tokenizer"):
         blocks(text_file)

@@ -240,6 +240,46 @@ def test_the_same_config_gives_the_same_masks_and_weights(run, method, model_typ
         assert torch.equal(one, other), name
 
 
+@pytest.mark.parametrize("share", [0, 0.1, 1 / 3, 0.5, 0.7, 0.999])
+@every_model
+def test_one_threshold_over_all_weights_removes_its_count_also_where_all_scores_are_equal(
+    make_tiny_model, model_type, share
+):
+    model = make_tiny_model(model_type)
+    weights = [p for name, p in model.named_parameters() if name.endswith(("in_proj.weight", "out_proj.weight"))]
+    with torch.no_grad():
+        for weight in weights:
+            weight.fill_(0.5)
+    pruner = SSMPruner(model)
+    config = {"method": "magnitude", "sparsity": share, "scope": "global", "targets": ["in_proj", "out_proj"]}
+    removed = pruner.prune(config).pruned
+    assert removed == sum(int((weight == 0).sum()) for weight in weights)
+    assert removed == round_half_up(share * sum(weight.numel() for weight in weights))
+
+
+NEEDS_GRAM = [n for n, m in METHODS.items() if {"gram", "col_energy"} & set(m().statistics("linear"))]
+
+
+@pytest.mark.parametrize("method", NEEDS_GRAM)
+@every_model
+def test_inputs_that_never_fire_go_first_are_counted_and_leave_nothing_that_is_not_finite(
+    make_tiny_model, token_ids, method, model_type
+):
+    """Two dead inputs of one block's in_proj, three that are a million times the others, fewer tokens than inputs."""
+    model, ids = make_tiny_model(model_type), token_ids(1, 12)
+    block = model.base_model.layers[1]
+    with torch.no_grad():
+        block.norm.weight[[3, 8]] = 0
+        block.norm.weight[:3] *= 1e6
+        block.mixer.in_proj.weight[:, :3] *= 1e-6
+    config = {"method": method, "sparsity": 0.5, "targets": ["in_proj"], "allocation": "uniform", "dataset": ids}
+    pruner = SSMPruner(model)
+    pruner.prune(SSMPrunerConfig(**config, seq_len=12, reconstruction_epochs=0))
+    weight, mask = block.mixer.in_proj.weight, pruner.masks["backbone.layers.1.mixer.in_proj.weight"]
+    assert mask[:, [3, 8]].all() and not weight[mask].any() and weight.isfinite().all()
+    assert int(mask.sum()) == weight.numel() // 2
+
+
 @pytest.mark.parametrize("method", ["magnitude", "wanda"])
 @every_model
 def test_masks_are_nested_in_the_sparsity_on_the_same_statistics(run, method, model_type):

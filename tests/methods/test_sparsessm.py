@@ -1,10 +1,11 @@
 # Copyright 2026 The optimum_ssm authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""SparseSSM on A_log against naive loops over its definitions (oracle 22)."""
+"""SparseSSM on A_log against naive loops over its definitions (oracles 22, 23)."""
 
 import pytest
 import torch
 
+from optimum_ssm import SSMPruner, SSMPrunerConfig
 from optimum_ssm.errors import ConfigurationError
 from optimum_ssm.methods.sparsegpt import SparseGPT
 from optimum_ssm.methods.sparsessm import SparseSSM
@@ -12,6 +13,8 @@ from optimum_ssm.methods.wanda import Wanda
 from optimum_ssm.ops import selective_scan as scan
 from optimum_ssm.sparsity.pattern import Pattern
 from optimum_ssm.sparsity.selection import Selection
+
+from ..reference import trace
 
 
 CHANNELS, STATES, LENGTH = 6, 8, 9
@@ -167,6 +170,45 @@ def test_c2_of_an_entry_is_the_squared_output_error_of_making_it_memoryless(a_lo
         cut[c, n] = -torch.exp(torch.tensor(38.0))
         error = (scan.selective_scan(x, dt, cut, B, C, delta_softplus=True) - dense).square().sum()
         assert float(scores[c, n]) == pytest.approx(float(error), rel=1e-9)
+
+
+def by_definition(variant, a_log, seen, count):
+    """Keep-scores from every state of a block, in float64: sequences are summed over at every step."""
+    squared, decay = seen["before"].square().sum(1), seen["decay"].sum(1)  # (L, I, N)
+    if variant == "c2":
+        return (seen["readout"] * seen["decay"] * seen["before"]).square().sum((0, 1))
+    if variant == "l2":
+        return a_log**2 * squared.sum(0)
+    if variant == "v2":
+        weights = [1 / (t + 1) for t in range(len(squared))]
+        return sum(w / sum(weights) * decay[t] ** 2 * squared[t] for t, w in enumerate(weights))
+    votes = sum(lowest(a_log**2 * at_t, count).double() for at_t in squared[1:])
+    total = (a_log**2 * squared).sum(0)
+    return total / (2 * total.max()) - votes
+
+
+@pytest.mark.parametrize("variant, fill", [("c2", "memoryless"), ("v2", "memoryless"), ("v1", "zero"), ("l2", "zero")])
+def test_a_run_over_a_model_removes_what_the_definition_says_in_float64(tiny_mamba, token_ids, variant, fill):
+    ids = token_ids(5)
+    blocks = [(block.mixer.A_log.detach().double(), seen) for block, seen in
+              zip(tiny_mamba.base_model.layers, trace(tiny_mamba, ids)[0], strict=True)]  # fmt: skip
+    config = SSMPrunerConfig(
+        method="sparsessm",
+        sparsity=0.4,
+        targets=["A_log"],
+        a_log_fill=fill,
+        method_kwargs={"variant": variant},
+        dataset=ids,
+        seq_len=ids.shape[1],
+        batch_size=2,
+        sequential=False,
+    )
+    pruner = SSMPruner(tiny_mamba)
+    pruner.prune(config)
+    for index, (a_log, seen) in enumerate(blocks):
+        mask = pruner.masks[f"backbone.layers.{index}.mixer.A_log"]
+        count = int(0.4 * a_log.numel() + 0.5)
+        assert torch.equal(mask, lowest(by_definition(variant, a_log, seen, count), count))
 
 
 @pytest.mark.parametrize("share", [0, 0.1, 1 / 3, 0.5, 0.7, 0.999])

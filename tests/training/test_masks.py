@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from optimum_ssm import ConfigurationError, SSMPruner, SSMPrunerConfig
@@ -139,6 +140,42 @@ def test_applying_to_a_model_after_a_dense_merge_restores_the_sparsity(tiny_mamb
     assert 0.49 < masks.sparsity() < 0.51
     for name, mask in pruner.masks.items():
         assert torch.equal(merged.get_parameter(name)[~mask], kept[name])
+
+
+class LowRank(nn.Module):
+    """W + A B: what an adapter adds to a weight that stays as it is."""
+
+    def __init__(self, weight, rank=2):
+        super().__init__()
+        self.A = nn.Parameter(0.1 * torch.randn(weight.shape[0], rank))
+        self.B = nn.Parameter(torch.zeros(rank, weight.shape[1]))
+
+    def forward(self, weight):
+        return weight + self.A @ self.B
+
+
+def test_low_rank_adapters_that_were_trained_and_merged_fill_the_zeros_and_the_masks_bring_them_back(
+    either_tiny_model, tmp_path
+):
+    pruner = pruned(either_tiny_model, targets=["in_proj", "A_log"])
+    masks, model = pruner.sparsity_callback().masks, either_tiny_model
+    model.requires_grad_(False)
+    for block in model.base_model.layers:
+        parametrize.register_parametrization(block.mixer.in_proj, "weight", LowRank(block.mixer.in_proj.weight))
+    train(model, tmp_path, max_steps=3)
+    for block in model.base_model.layers:
+        parametrize.remove_parametrizations(block.mixer.in_proj, "weight", leave_parametrized=True)
+    names = [name for name in pruner.masks if "in_proj" in name]
+    merged = {name: model.get_parameter(name).detach().clone() for name in names}
+    assert len(names) == 2 and all((merged[name][pruner.masks[name]] != 0).all() for name in names)
+    masks.apply(model)
+    assert_same(removed_values(pruner), expected(pruner, "memoryless"))
+    for name in names:
+        kept = ~pruner.masks[name]
+        assert torch.equal(model.get_parameter(name)[kept], merged[name][kept]), name
+    assert masks.sparsity() == sum(int(m.sum()) for m in pruner.masks.values()) / sum(
+        m.numel() for m in pruner.masks.values()
+    )
 
 
 def test_parameters_are_found_in_wrapped_and_larger_models(tiny_mamba):

@@ -12,7 +12,7 @@ from optimum_ssm.surgery.cut import zero_masks
 
 from ...conftest import tiny_model
 from ...reference import trace
-from ...structured import axes_of, biased, scores_of
+from ...structured import axes_of, biased, prune, scores_of
 
 
 MODELS = ("mamba", "mamba2")
@@ -128,3 +128,17 @@ def test_the_split_between_b_and_c_does_not_matter(method, token_ids):
         block.mixer.x_proj.weight.data[14:] /= factor
     for a, b in zip(before, scores_of(model, method, "state", ids)):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("model_type", MODELS)
+def test_what_goes_at_a_lower_share_also_goes_at_a_higher_one(model_type, token_ids):
+    """On the dense model's activations, so that the statistics are the same."""
+    gone = []
+    for share in (0.0, 0.125, 1 / 3, 0.5, 0.7, 0.875):
+        found = prune(biased(model_type), token_ids(), method="state_energy", sparsity=share, sequential=False)
+        units = found.report.passes[0].units
+        gone.append([set(removed) for removed in units["removed"]] if units else [set(), set()])
+    counts = [sum(map(len, removed)) for removed in gone]
+    assert counts[0] == 0 and counts == sorted(set(counts))
+    for small, large in zip(gone, gone[1:]):
+        assert all(before <= after for before, after in zip(small, large, strict=True))
