@@ -194,8 +194,8 @@ def main(options: Options, args: TrainingArguments) -> None:
         measure(f"{method} at once, then the training", other)
     gradual = prune_in_training(pruner, data, options, args, options.shape)
     measure(f"gradual ({options.shape})", pruner)
+    pruner.save_pretrained(options.sparse_dir, overwrite=True)  # on all processes: one writes, the others wait
     if args.process_index == 0:
-        pruner.save_pretrained(options.sparse_dir, overwrite=True)
         print(f"\n{pruner.report}\n")
         print(f"perplexity, {options.sparsity:.0%} of the targets removed, {pruner.report.sparsity:.1%} of the model:")
         print("\n".join(f"  {name:40}{value:10.2f}" for name, value in found.items()))

@@ -4,16 +4,19 @@
 
 import math
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 
-def run(root, script, *options):
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, str(root / "examples" / script), *map(str, options)]
+def run(root, script, *options, launcher=(), **variables):
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **variables}
+    command = [sys.executable, *launcher, str(root / "examples" / script), *map(str, options)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -43,6 +46,33 @@ def test_gradual_pruning_goes_on_from_a_checkpoint_and_beats_pruning_at_once(roo
     assert [line for line in again.splitlines() if line.startswith("  gradual")] == [
         line for line in printed.splitlines() if line.startswith("  gradual")
     ]
+
+
+@pytest.mark.slow
+def test_gradual_pruning_on_two_processes_goes_on_in_the_middle_and_ends_with_the_same_bits(root, tmp_path):
+    """`accelerate launch` with bf16 autocast and accumulated gradients; the checkpoint lies between two updates."""
+    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    options = ["--use_cpu", "--bf16", "--disable_tqdm", "True", "--seq_len", 32, "--max_windows", 1, "--window", 64]
+    options += ["--max_steps", 14, "--begin_step", 2, "--end_step", 12, "--update_every", 2]
+    options += ["--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 2]
+    options += ["--save_strategy", "steps", "--save_steps", 5, "--output_dir", tmp_path / "run"]
+
+    def launched(name, *more):
+        folder = tmp_path / name
+        # without a GPU it is this variable that makes `--multi_gpu` several processes with gloo
+        said = run(root, "gradual_pruning.py", *options, "--sparse_dir", folder, *more, launcher=launcher,
+                   ACCELERATE_USE_CPU="true")  # fmt: skip
+        assert said.count("as promised") == 1, "one process speaks"
+        return load_file(folder / "model.safetensors")
+
+    whole = launched("whole")
+    assert (tmp_path / "run" / "checkpoint-5" / "rng_state_1.pth").exists(), "there were two processes"
+    for later in ("checkpoint-10", "checkpoint-14"):
+        shutil.rmtree(tmp_path / "run" / later)
+    resumed = launched("resumed", "--resume")
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
 
 
 @pytest.mark.slow
