@@ -4,7 +4,7 @@
 
 transformers looks the function up in its modelling module at every call, so replacing the module's global sees every
 layer. The replacement is this library's scan: it can sum over the hidden state on the way, and on the CPU it is several
-times faster than the fallback.
+times faster than the fallback. The convolution before it is replaced where this library has a faster one.
 """
 
 from __future__ import annotations
@@ -22,11 +22,14 @@ from ..families.base import Family
 from ..ops import selective_scan as mamba_scan
 from ..ops import state_space_dual as mamba2_scan
 from ..ops.backend import chosen_backend
+from ..ops.causal_convolution import can_convolve, causal_convolution
 from ..ops.differentiable_scan import differentiable_selective_scan
 from ..ops.scan_moments import SCAN_MOMENTS, mamba2_moments, mamba_moments
 from .timing import phase
 
 
+# The convolution of every modelling module that has one, a global like the scan.
+_CONVOLUTION = "causal_conv1d_fn"
 # Sums that each recurrence can give, by name.
 AVAILABLE_SUMS = {
     "mamba": (*mamba_scan.SCAN_SUMS, *SCAN_MOMENTS),
@@ -98,10 +101,12 @@ def replaced_scan(family: Family, model: nn.Module) -> Iterator[ScanSeam]:
     On CUDA with mamba_ssm installed, calls that ask for no sums are left to the fused kernel, unless `OPTIMUM_SSM_SCAN`
     names a backend; all others run this library's scan, in Triton where it can (`ops.backend`). Under autograd Mamba-1
     runs this library's differentiable scan, Mamba-2 transformers' own, which is made of matrix products already.
+
+    On a CPU with a C compiler the convolution runs in C as well.
     """
     mixer = next(mixer for _, block in family.blocks(model) if (mixer := family.mixer(block)) is not None)
     module = sys.modules[type(mixer).__module__]
-    original = getattr(module, family.scan)
+    original, convolution = getattr(module, family.scan), getattr(module, _CONVOLUTION, None)
     seam = ScanSeam()
     ours = getattr(seam, family.recurrence)
 
@@ -119,11 +124,20 @@ def replaced_scan(family: Family, model: nn.Module) -> Iterator[ScanSeam]:
             return differentiable_selective_scan(x, *args, **_without_fallback_flags(kwargs))
         return original(x, *args, **kwargs)
 
+    def convolve(x: Tensor, weight: Tensor, bias: Any = None, activation: Any = None, **kwargs: Any) -> Tensor:
+        if kwargs.get("seq_idx") is None and can_convolve(x, weight, activation):
+            return causal_convolution(x, weight, bias, activation)
+        return convolution(x, weight, bias, activation=activation, **kwargs)
+
     setattr(module, family.scan, scan)
+    if convolution is not None:
+        setattr(module, _CONVOLUTION, convolve)
     try:
         yield seam
     finally:
         setattr(module, family.scan, original)
+        if convolution is not None:
+            setattr(module, _CONVOLUTION, convolution)
 
 
 def _without_fallback_flags(kwargs: dict[str, Any]) -> dict[str, Any]:

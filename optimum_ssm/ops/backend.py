@@ -1,6 +1,7 @@
 # Copyright 2026 The optimum_ssm authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""Where a scan runs: in torch, which works everywhere and is the reference, or in one Triton kernel on a GPU."""
+"""Where a scan runs: in torch, which works everywhere and is the reference, in one Triton kernel on a GPU, or in C on a
+CPU."""
 
 import os
 from functools import cache
@@ -10,15 +11,17 @@ import torch
 from transformers.utils import logging
 
 from ..errors import ConfigurationError
+from .native_library import library_obstacle
 
 
 logger = logging.get_logger(__name__)
 
-BACKENDS = ("auto", "torch", "triton")
+BACKENDS = ("auto", "torch", "triton", "native")
 # Set to one of BACKENDS, it decides for every scan whose caller leaves the choice open.
 VARIABLE = "OPTIMUM_SSM_SCAN"
 # The state of a block of channels stays in registers, and no published model has a larger one.
 MAX_STATE_SIZE = 256
+KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def chosen_backend(backend: str | None = None) -> str:
@@ -50,21 +53,61 @@ def check_operands(x: torch.Tensor, shapes: dict[str, tuple[torch.Tensor | None,
             raise ConfigurationError(f"{name!r} is on {tensor.device}: it must be on {x.device}, as x")
 
 
+def scan_backend(x: torch.Tensor, state_size: int, backend: str | None = None) -> str:
+    """Where Mamba's selective scan of `x` runs, "torch", "triton" or "native".
+
+    Args:
+        x: scan input.
+        state_size: N.
+        backend: one of `BACKENDS`; "auto" is Triton on a GPU and C on a CPU where they can run, and otherwise torch, with
+            one warning. `None` asks the environment variable `OPTIMUM_SSM_SCAN` first.
+
+    Raises:
+        ConfigurationError: an unknown backend, or "triton" or "native" where it cannot run; the message says why.
+    """
+    name = chosen_backend(backend)
+    if name == "native" or (name == "auto" and x.device.type == "cpu"):
+        return "native" if _use_native(x, explicit=name == "native") else "torch"
+    return "triton" if use_triton(x, state_size, name) else "torch"
+
+
+def _use_native(x: torch.Tensor, explicit: bool) -> bool:
+    obstacle = _native_obstacle(x)
+    if obstacle and explicit:
+        raise ConfigurationError(f"the native scan cannot run: {obstacle}")
+    # Where there is nothing to scan there is nothing to call either. float64 is for comparisons, which torch serves.
+    if not x.numel() or x.dtype not in KERNEL_DTYPES:
+        return False
+    if obstacle:
+        logger.warning_once(f"The scan runs in torch, several times slower than compiled: {obstacle}.")
+    return not obstacle
+
+
+def _native_obstacle(x: torch.Tensor) -> str | None:
+    """Why C cannot scan `x`, if it cannot. The first tensor that it can compiles the library."""
+    if x.device.type != "cpu":
+        return f"x is on {x.device}, it must be on the CPU"
+    if x.dtype not in KERNEL_DTYPES:
+        return f"x is {x.dtype}, allowed are float32, float16 and bfloat16"
+    return library_obstacle()
+
+
 def use_triton(x: torch.Tensor, state_size: int, backend: str | None = None) -> bool:
-    """Whether the scan of `x` runs in Triton.
+    """Whether a kernel that exists in torch and in Triton runs in Triton.
 
     Args:
         x: scan input.
         state_size: N.
         backend: "torch", "triton", or "auto": Triton on a GPU where it can run, and otherwise torch, with one warning
-            if that is on a GPU. `None` asks the environment variable `OPTIMUM_SSM_SCAN` first.
+            if that is on a GPU; "native", which only Mamba's scan has, is torch. `None` asks the environment variable
+            `OPTIMUM_SSM_SCAN` first.
 
     Raises:
         ConfigurationError: an unknown backend, or "triton" where it cannot run; the message says why.
     """
     name = chosen_backend(backend)
     # Where there is nothing to scan there is nothing to launch either.
-    if name == "torch" or (name == "auto" and not x.is_cuda) or not x.numel():
+    if name in ("torch", "native") or (name == "auto" and not x.is_cuda) or not x.numel():
         return False
     obstacle = _obstacle(x, state_size)
     if obstacle and name == "triton":
@@ -78,7 +121,7 @@ def _obstacle(x: torch.Tensor, state_size: int) -> str | None:
     """Why Triton cannot scan `x`, if it cannot."""
     if not _triton_is_installed():
         return "the package triton is not installed"
-    if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+    if x.dtype not in KERNEL_DTYPES:
         return f"x is {x.dtype}, allowed are float32, float16 and bfloat16"
     if state_size > MAX_STATE_SIZE:
         return f"the state size is {state_size}, at most {MAX_STATE_SIZE} is allowed"

@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Mamba-1 selective scan, with sums over time taken in the same pass.
 
-On a GPU with Triton it is one kernel (`triton_selective_scan.py`). In torch time runs in chunks (`recurrence.py`): the
-states of a chunk are held together, those of the sequence never.
+On a GPU with Triton it is one kernel (`triton_selective_scan.py`), on a CPU with a C compiler one function in C
+(`native_selective_scan.py`). In torch time runs in chunks (`recurrence.py`): the states of a chunk are held together,
+those of the sequence never.
 
 The sums serve SparseSSM (arXiv 2506.09613, Theorem 1 and Algorithm 1: "state_prev", "state_prev_total", "decay_sum"),
 the exact squared change of y when one A_log entry becomes memoryless ("decay_error") and the squared change of y when
@@ -15,7 +16,7 @@ from collections.abc import Iterable
 import torch
 
 from ..errors import ConfigurationError
-from .backend import use_triton
+from .backend import scan_backend
 from .recurrence import BatchSlice, Inputs
 from .scan_sums import ScanSum, allocate, check_inputs, check_sums, compute_dtype
 
@@ -103,8 +104,8 @@ def selective_scan(
         sums: accumulators by name (`SCAN_SUMS`, `allocate_sums`), ADDED TO in place, float32 or float64.
         return_last_state: also return h_{L-1}.
         chunk_size: time steps that torch holds at once, by default from B·I·N. It changes results by rounding only.
-        backend: "torch", "triton" or "auto" (`backend.use_triton`), by default what the environment variable
-            OPTIMUM_SSM_SCAN says or "auto". They differ by rounding.
+        backend: "torch", "triton", "native" or "auto" (`backend.scan_backend`), by default what the environment
+            variable OPTIMUM_SSM_SCAN says or "auto". They differ by rounding.
 
     Returns:
         y, [B, I, L] in x's dtype (a transposed view of a contiguous [B, L, I]); with `return_last_state` also the
@@ -112,7 +113,7 @@ def selective_scan(
 
     Raises:
         ConfigurationError: a sum that is unknown, of wrong shape, dtype or device; "gate_energy" without z;
-            chunk_size < 1; an unknown backend, or "triton" where it cannot run.
+            chunk_size < 1; an unknown backend, or "triton" or "native" where it cannot run.
         CalibrationError: an input requires grad and grad mode is on; the scan works in place.
     """
     check_inputs("selective_scan", chunk_size, x=x, dt=dt, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias)
@@ -123,12 +124,15 @@ def selective_scan(
         raise ConfigurationError("sum 'gate_energy' needs the gate: pass z or leave the sum out")
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         inputs = Inputs(x, dt, A, B, C, D, z, delta_bias, delta_softplus)
-        if use_triton(x, A.shape[1], backend):
-            from .triton_selective_scan import scan
-
-            y, state = scan(inputs, sums)
-        else:
+        chosen = scan_backend(x, A.shape[1], backend)
+        if chosen == "torch":
             y, state = _scan(inputs, sums, chunk_size)
+        else:
+            if chosen == "triton":
+                from .triton_selective_scan import scan
+            else:
+                from .native_selective_scan import scan
+            y, state = scan(inputs, sums)
     return (y, state) if return_last_state else y
 
 

@@ -1,0 +1,80 @@
+/* Copyright 2026 The optimum_ssm authors. All rights reserved.
+ * SPDX-License-Identifier: Apache-2.0
+ *
+ * Vectors of float32 and threads, for the C files beside this one. Vectors are those of GCC and Clang, as long as one
+ * register of the processor that is compiled for. Threads live for one call: starting them costs some ten microseconds, a
+ * pool would not survive a fork, and a second OpenMP beside torch's would compete with it. */
+
+#include <pthread.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+/* `larger` and `smaller` give their second argument where either is NaN. */
+#if defined(__AVX512F__)
+#define LANES 16
+#define larger(a, b) ((vec)_mm512_max_ps((__m512)(a), (__m512)(b)))
+#define smaller(a, b) ((vec)_mm512_min_ps((__m512)(a), (__m512)(b)))
+#define ZIP_LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define ZIP_HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#elif defined(__AVX__)
+#define LANES 8
+#define larger(a, b) ((vec)_mm256_max_ps((__m256)(a), (__m256)(b)))
+#define smaller(a, b) ((vec)_mm256_min_ps((__m256)(a), (__m256)(b)))
+#define ZIP_LOW 0, 8, 1, 9, 2, 10, 3, 11
+#define ZIP_HIGH 4, 12, 5, 13, 6, 14, 7, 15
+#else
+#define LANES 4
+#define larger(a, b) pick((a) > (b), a, b)
+#define smaller(a, b) pick((a) < (b), a, b)
+#define ZIP_LOW 0, 4, 1, 5
+#define ZIP_HIGH 2, 6, 3, 7
+#endif
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define HAS_SHUFFLES
+#endif
+#endif
+#define MOST_THREADS 256
+
+typedef float vec __attribute__((vector_size(4 * LANES)));
+typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
+
+static inline vec splat(float value) { return value - (vec){0}; }
+
+static inline vec pick(ivec mask, vec yes, vec no) { return (vec)((mask & (ivec)yes) | (~mask & (ivec)no)); }
+
+/* exp to about 1 ulp: 2^n exp(r) with |r| <= log(2) / 2. Below the smallest normal number it is 0, from exp(88.4) on inf,
+ * NaN stays NaN. n is rounded by adding 1.5 * 2^23 + 127, after which the low bits of the sum are the exponent of 2^n. */
+static inline vec exponential(vec x)
+{
+    x = smaller(splat(88.9f), larger(splat(-88.1f), x)); /* n = -127, whose power has the bits of 0, and 128, whose has those of inf */
+    const vec shift = splat(12583039.0f), shifted = x * 1.44269504f + shift, n = shifted - shift;
+    const vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    vec p = r * 1.3981999507e-3f + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    return p * (vec)((ivec)shifted << 23);
+}
+
+/* v times the logistic function of v. */
+static inline vec silu(vec v) { return v / (exponential(-v) + 1.0f); }
+
+/* `work(job)` in this thread and up to `threads` - 1 more. It takes what is left to do from `job` until nothing is: where
+ * no further thread can start, those that run do it all. */
+static inline void in_threads(void *(*work)(void *), void *job, int64_t threads)
+{
+    pthread_t others[MOST_THREADS];
+    int64_t started = 0;
+    while (started < threads - 1 && started < MOST_THREADS && !pthread_create(&others[started], NULL, work, job))
+        started++;
+    work(job);
+    while (started)
+        pthread_join(others[--started], NULL);
+}
