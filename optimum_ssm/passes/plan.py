@@ -150,6 +150,7 @@ def make_plan(model: nn.Module, family: Family, config: SSMPrunerConfig) -> Plan
         raise ConfigurationError(
             f"pattern {config.pattern!r} fits none of the targets: {next(iter(plan.unfit.values()))}"
         )
+    allocation.check([task.item for task in plan.tasks], config.sparsity)
     check_offload(model, plan)
     _warn_about_a_log(plan)
     return plan

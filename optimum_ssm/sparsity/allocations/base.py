@@ -76,6 +76,13 @@ class Allocation(ABC):
         """
         return None
 
+    def check(self, items: list[Item], sparsity: float) -> None:
+        """Refuse, before anything is calibrated, a budget or parameters that do not fit the targets.
+
+        Raises:
+            ConfigurationError: they do not.
+        """
+
     def summarise(self, block: list[Evidence], sparsity: float) -> list[Any]:
         """Reduce the evidence on the targets of one block to one summary each, in the same order.
 
