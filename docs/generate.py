@@ -61,7 +61,10 @@ METHODS
       sections:
 STRUCTURES
     - {local: allocations, title: Allocations}
-    - {local: recipes, title: Recipes}
+    - local: recipes
+      title: Recipes
+      sections:
+RECIPES
     - {local: api, title: API reference}
 """
 
@@ -82,7 +85,7 @@ optimum-cli ssm prune MODEL -o pruned --recipe sparsessm --sparsity 0.6
 ```
 
 A copy of a file, changed, is a recipe too: `--recipe ./mine.yaml`. `method: best` and `method: sparsessm` are the methods of these
-names, see [Methods](methods/index)."""
+names, see [Methods](methods/index). What a recipe does and what it costs is on its page."""
 
 
 def pages() -> dict[str, str]:
@@ -90,7 +93,8 @@ def pages() -> dict[str, str]:
     found = {f"methods/{name}.mdx": method_page(name, method) for name, method in METHODS.items()}
     found |= {f"structures/{name}.mdx": structure_page(name, method) for name, method in STRUCTURES.items()}
     contents = CONTENTS
-    for folder, names in (("methods", METHODS.names()), ("structures", STRUCTURES.names())):
+    listed = {"methods": METHODS.names(), "structures": STRUCTURES.names(), "recipes": recipe_names()}
+    for folder, names in listed.items():
         entries = "\n".join(f"        - {{local: {folder}/{name}, title: {name}}}" for name in names)
         contents = contents.replace(folder.upper(), entries)
     found["_toctree.yml"] = contents
@@ -98,6 +102,7 @@ def pages() -> dict[str, str]:
     found["structures/index.mdx"] = structures_page()
     found["allocations.mdx"] = allocations_page()
     found["recipes.mdx"] = recipes_page()
+    found |= {f"recipes/{name}.mdx": recipe_page(name) for name in recipe_names()}
     found["configuration.mdx"] = configuration_page()
     found["cli.mdx"] = cli_page()
     return found
@@ -183,14 +188,18 @@ def allocations_page() -> str:
 
 
 def recipes_page() -> str:
-    """All recipes that come with the library: text and passes of each file."""
-    lines = [NOTICE, "# Recipes", "", RECIPES]
-    for name in recipe_names():
-        summary, text = recipe_text(name)
-        rows = recipe_path(name).read_text(encoding="utf-8").splitlines()
-        passes = "\n".join(row for row in rows if not row.startswith("#"))
-        lines += ["", f"## {name}", "", summary, "", text, "", "```yaml", passes.strip(), "```"]
+    """The table of all recipes that come with the library."""
+    rows = [(f"[`{name}`](recipes/{name})", recipe_text(name)[0]) for name in recipe_names()]
+    lines = [NOTICE, "# Recipes", "", RECIPES, "", *table(("recipe", ""), rows)]
     return "\n".join([*lines, "", "[[autodoc]] recipes.load_recipe"]) + "\n"
+
+
+def recipe_page(name: str) -> str:
+    """Text and passes of one recipe, from its file."""
+    summary, text = recipe_text(name)
+    rows = recipe_path(name).read_text(encoding="utf-8").splitlines()
+    passes = "\n".join(row for row in rows if not row.startswith("#"))
+    return "\n".join([NOTICE, f"# {name}", "", summary, "", text, "", "```yaml", passes.strip(), "```"]) + "\n"
 
 
 def configuration_page() -> str:
@@ -252,7 +261,7 @@ if __name__ == "__main__":
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a page is out of date")
     check = parser.parse_args().check
     known = set(pages())
-    written = [path for folder in ("methods", "structures") for path in (SOURCE / folder).glob("*.mdx")]
+    written = [path for folder in ("methods", "structures", "recipes") for path in (SOURCE / folder).glob("*.mdx")]
     strays = [path for path in written if f"{path.parent.name}/{path.name}" not in known]
     stale = [
         name for name, text in pages().items() if not (SOURCE / name).is_file() or (SOURCE / name).read_text() != text
