@@ -61,7 +61,7 @@ style: $(DEV)  ## fix style and formatting in place
 # which is not in its package but fetched from its repository: make docs ARGS=--html does that where the network allows.
 docs: $(DEV)  ## build the documentation into docs/build
 	$(VENV)/bin/python docs/generate.py
-	$(VENV)/bin/doc-builder build optimum_ssm docs/source --build_dir docs/build --clean \
+	$(VENV)/bin/python docs/build.py build optimum_ssm docs/source --build_dir docs/build --clean \
 		--version_tag_suffix "" --repo_name optimum-ssm $(ARGS)
 
 clean:  ## remove what was built, cached or written by the examples; the environments stay
