@@ -180,7 +180,7 @@ def allocations_page() -> str:
         NOTICE,
         "# Allocations",
         "",
-        "How the budget is spread over weights and blocks. The total is met exactly.",
+        "How the budget is spread over weights and blocks. To the entry: with `uniform` in every tensor, with the others in all together.",
     ]
     for name, entry in ALLOCATIONS.items():
         lines += ["", f"## {name}", "", f"{sentence(entry.summary)} Source: {entry.source}.", "", docstring(entry)]
