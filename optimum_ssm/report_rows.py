@@ -73,6 +73,7 @@ def record_weights(
     """
     rows = {row.name: row for row in report.rows}
     before = report.pruned
+    targeted = {(task.target.parameter, task.target.segment) for task in plan.tasks}
     for outcome in (outcome for block in blocks for outcome in block.outcomes):
         target = outcome.target
         row = rows[target.parameter]
@@ -80,7 +81,8 @@ def record_weights(
         mask[target.rows] |= outcome.mask
         set_removed(row, mask, target)
         row.reason = HIGHER_SCORES
-        if untouched := [name for name, (_, gone) in row.segments.items() if target.segment is not None and not gone]:
+        untouched = [n for n, (_, gone) in row.segments.items() if target.segment is not None and not gone]
+        if untouched := [name for name in untouched if (target.parameter, name) not in targeted]:
             row.reason += f"; {', '.join(untouched)} not among the targets"
         row.error = outcome.error
         if row.methods[-1:] != [plan.config.method]:

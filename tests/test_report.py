@@ -110,6 +110,15 @@ def test_rows_outside_the_targeted_segments_are_not_said_to_have_scored_higher(t
     assert [name for name, (_, gone) in row.segments.items() if gone] == ["x", "B"]
 
 
+def test_a_targeted_segment_whose_share_is_nothing_is_not_said_to_be_no_target(tiny_mamba2: PreTrainedModel) -> None:
+    shares = {"in_proj.B": 0.5, "in_proj.dt": 0}
+    options = {"targets": list(shares), "allocation": "by_name", "allocation_kwargs": {"shares": shares}}
+    report = prune(tiny_mamba2, {**options, "sparsity": 1 / 3}).report
+    row = rows_of(report)["backbone.layers.0.mixer.in_proj.weight"]
+    assert row.reason == f"{HIGHER_SCORES}; z, x, C not among the targets"
+    assert row.segments["B"][1] == row.segments["B"][0] // 2 and row.segments["dt"][1] == 0
+
+
 def test_what_a_pattern_does_not_fit_is_kept_with_that_reason(tiny_mamba2: PreTrainedModel) -> None:
     """Also where only a segment of the weight was asked for."""
     options = {"pattern": "4:8", "sparsity": None, "targets": ["in_proj", "conv1d.x", "A_log"]}
