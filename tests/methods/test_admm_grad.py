@@ -151,6 +151,16 @@ def test_damping_backs_off_and_gives_up_in_words(caplog, monkeypatch):
         ADMMGrad().prune(weight, {"gram": gram}, "linear", Selection(4))
 
 
+def test_the_score_is_the_error_of_pruning_one_entry_alone():
+    weight, gram = torch.randn(ROWS, COLUMNS, dtype=torch.float64), correlated_gram(COLUMNS)
+    score = ADMMGrad().score(weight, {"gram": gram}, "linear", Selection(0))
+    for i, j in [(0, 0), (7, 23), (19, 11)]:
+        cut = weight.clone()
+        cut[i, j] = 0
+        gap = weight - cut
+        assert float(score[i, j]) ** 2 == pytest.approx(float(torch.trace(gap @ gram @ gap.T)), rel=1e-12)
+
+
 def test_channels_of_a_convolution_are_problems_of_their_own():
     weight, gram = torch.randn(40, 4), correlated_gram(4).float()
     for selection in (Selection(80), Selection(83, "row"), Selection(0, pattern=Pattern(2, 4))):
