@@ -1,6 +1,6 @@
 # Copyright 2026 The optimum_ssm authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""The Mamba-1 scan against a step-by-step loop, transformers' scan and the squared errors its sums stand for."""
+"""The Mamba-1 scan in torch against a step-by-step loop, transformers' scan and the squared errors its sums stand for."""
 
 import pytest
 import torch
@@ -84,7 +84,7 @@ def test_equals_transformers(optional):
     original = modeling_mamba.mamba_selective_scan
     original = getattr(original, "__wrapped__", original)
     expected_y, expected_state = original(x, **inputs, return_last_state=True)
-    y, state = selective_scan(x, **inputs, return_last_state=True)
+    y, state = selective_scan(x, **inputs, return_last_state=True, backend="torch")
     torch.testing.assert_close(y, expected_y, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(state, expected_state, rtol=1e-4, atol=1e-4)
     assert y.dtype == expected_y.dtype and y.shape == expected_y.shape
@@ -93,10 +93,10 @@ def test_equals_transformers(optional):
 def test_chunk_size_only_rounds():
     inputs = make_inputs(length=129, dtype=torch.float32)
     reference = make_sums(length=129, dtype=torch.float32)
-    expected = selective_scan(**inputs, sums=reference, chunk_size=129)
+    expected = selective_scan(**inputs, sums=reference, chunk_size=129, backend="torch")
     for chunk_size in (1, 16, 50, 1000):
         sums = make_sums(length=129, dtype=torch.float32)
-        y = selective_scan(**inputs, sums=sums, chunk_size=chunk_size)
+        y = selective_scan(**inputs, sums=sums, chunk_size=chunk_size, backend="torch")
         torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-6)
         for name in sums:
             torch.testing.assert_close(sums[name], reference[name], rtol=1e-5, atol=0, msg=name)
@@ -148,14 +148,14 @@ def test_layout_of_inputs_and_sums_is_free():
     """Inputs may be views of [B, L, channels] tensors, sums may be contiguous, half inputs are computed in float32."""
     inputs = make_inputs(dtype=torch.bfloat16)
     sums = make_sums()
-    y = selective_scan(**inputs, sums=sums)
+    y = selective_scan(**inputs, sums=sums, backend="torch")
     assert y.dtype == torch.bfloat16
     other = {name: value.float() if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
     for name in ("x", "dt", "B", "C", "z"):
         other[name] = other[name].transpose(1, 2).contiguous().transpose(1, 2)
     contiguous = {name: torch.zeros(total.shape, dtype=torch.float32) for name, total in sums.items()}
     assert not sums["state_prev"].is_contiguous() and contiguous["state_prev"].is_contiguous()
-    expected, state = selective_scan(**other, sums=contiguous, return_last_state=True)
+    expected, state = selective_scan(**other, sums=contiguous, return_last_state=True, backend="torch")
     assert state.dtype == torch.float32
     torch.testing.assert_close(y, expected.bfloat16(), rtol=1e-2, atol=1e-2)
     for name in sums:
@@ -164,9 +164,9 @@ def test_layout_of_inputs_and_sums_is_free():
 
 def test_autocast_does_not_touch_the_arithmetic():
     inputs = make_inputs(dtype=torch.float32)
-    expected = selective_scan(**inputs)
+    expected = selective_scan(**inputs, backend="torch")
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(selective_scan(**inputs), expected)
+        assert torch.equal(selective_scan(**inputs, backend="torch"), expected)
 
 
 class LargestTensor(TorchDispatchMode):
@@ -220,7 +220,7 @@ def test_cuda_equals_cpu():
     inputs = make_inputs(length=300, dtype=torch.float32)
     expected_sums, sums = make_sums(length=300), make_sums(length=300)
     sums = {name: total.cuda() for name, total in sums.items()}
-    expected = selective_scan(**inputs, sums=expected_sums)
+    expected = selective_scan(**inputs, sums=expected_sums, backend="torch")
     y = selective_scan(**{k: v.cuda() if torch.is_tensor(v) else v for k, v in inputs.items()}, sums=sums)
     torch.testing.assert_close(y.cpu(), expected, rtol=1e-4, atol=1e-5)
     for name in sums:

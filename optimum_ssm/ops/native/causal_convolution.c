@@ -38,7 +38,7 @@ static void convolve(const struct convolution *c, int64_t sequence, int64_t chan
                 memcpy(&weight, c->weight + k * c->channels + channel, 4 * width);
                 memcpy(&seen, from, 4 * width);
             }
-            sum += weight * seen;
+            sum = fma(weight, seen, sum);
         }
         if (c->silu)
             sum = silu(sum);

@@ -16,7 +16,7 @@
 
 #include "vectors.h"
 
-#define PANEL 4
+#define PANEL (64 / LANES)
 #define MOST_STEPS 64
 /* States times steps that are worth a thread of their own, about 0.2 ms of work. */
 #define WORK_OF_A_THREAD 500000
@@ -56,13 +56,13 @@ static inline vec softplus(vec v)
 {
     vec small = exponential((vec)((ivec)v | INT32_MIN));
     vec ratio = small / (small + 2.0f), square = ratio * ratio;
-    vec series = square * (1.0f / 15.0f) + 1.0f / 13.0f;
-    series = series * square + 1.0f / 11.0f;
-    series = series * square + 1.0f / 9.0f;
-    series = series * square + 1.0f / 7.0f;
-    series = series * square + 1.0f / 5.0f;
-    series = series * square + 1.0f / 3.0f;
-    series = series * square + 1.0f;
+    vec series = fma(square, splat(1.0f / 15.0f), splat(1.0f / 13.0f));
+    series = fma(series, square, splat(1.0f / 11.0f));
+    series = fma(series, square, splat(1.0f / 9.0f));
+    series = fma(series, square, splat(1.0f / 7.0f));
+    series = fma(series, square, splat(1.0f / 5.0f));
+    series = fma(series, square, splat(1.0f / 3.0f));
+    series = fma(series, square, splat(1.0f));
     return larger(v, splat(0.0f)) + 2.0f * ratio * series;
 }
 
@@ -118,20 +118,19 @@ static inline __attribute__((always_inline)) void recur(
         vec h = state[n], lost = splat(0.0f), energy = splat(0.0f), squares = splat(0.0f);
         for (int t = 0; t < steps; t++) {
             const int64_t at = ((t * states + n) * PANEL + vector) * LANES;
-            const vec decay = exponential(room->delta[t] * rate), carried = decay * h;
+            const vec decay = exponential(room->delta[t] * rate), carried = decay * h, c = splat(C[t * C_step]);
             if (sums & STATE_PREV_TOTAL)
-                squares += h * h;
+                squares = fma(h, h, squares);
             if (sums & STATE_PREV)
                 *(vec *)(room->prev_buffer + at) += h * h;
             if (sums & DECAY_SUM)
                 *(vec *)(room->decay_buffer + at) += decay;
-            h = carried + room->drive[t] * B[t * B_step];
-            const vec read = h * C[t * C_step], gone = carried * C[t * C_step];
-            room->y[t] += read;
+            h = fma(room->drive[t], splat(B[t * B_step]), carried);
+            room->y[t] = fma(h, c, room->y[t]);
             if (sums & DECAY_ERROR)
-                lost += gone * gone;
+                lost = fma(carried * c, carried * c, lost);
             if (sums & STATE_ENERGY)
-                energy += read * read;
+                energy = fma(h * c, h * c, energy);
         }
         state[n] = h;
         const int64_t total = (vector * states + n) * LANES;
@@ -178,7 +177,7 @@ static void block(const struct call *call, struct room *room, int64_t sequence, 
         for (int t = 0; t < steps; t++) {
             const vec gate = silu(z[t]);
             room->y[t] *= gate;
-            squares += gate * gate;
+            squares = fma(gate, gate, squares);
         }
         for (int lane = 0; lane < LANES; lane++)
             room->gate[vector * LANES + lane] += squares[lane];

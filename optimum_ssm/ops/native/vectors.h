@@ -11,27 +11,40 @@
 #include <string.h>
 #if defined(__SSE2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
-/* `larger` and `smaller` give their second argument where either is NaN. */
+/* `larger` and `smaller` give their second argument where either is NaN. `fma` says where a product is not rounded: left to
+ * the compiler (-ffp-contract=off forbids it), y would depend on the sums that are asked for. */
 #if defined(__AVX512F__)
 #define LANES 16
 #define larger(a, b) ((vec)_mm512_max_ps((__m512)(a), (__m512)(b)))
 #define smaller(a, b) ((vec)_mm512_min_ps((__m512)(a), (__m512)(b)))
+#define fma(a, b, c) ((vec)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c)))
 #define ZIP_LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
 #define ZIP_HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
 #elif defined(__AVX__)
 #define LANES 8
 #define larger(a, b) ((vec)_mm256_max_ps((__m256)(a), (__m256)(b)))
 #define smaller(a, b) ((vec)_mm256_min_ps((__m256)(a), (__m256)(b)))
+#if defined(__FMA__)
+#define fma(a, b, c) ((vec)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
+#endif
 #define ZIP_LOW 0, 8, 1, 9, 2, 10, 3, 11
 #define ZIP_HIGH 4, 12, 5, 13, 6, 14, 7, 15
 #else
 #define LANES 4
 #define larger(a, b) pick((a) > (b), a, b)
 #define smaller(a, b) pick((a) < (b), a, b)
+#if defined(__aarch64__)
+#define fma(a, b, c) ((vec)vfmaq_f32((float32x4_t)(c), (float32x4_t)(a), (float32x4_t)(b)))
+#endif
 #define ZIP_LOW 0, 4, 1, 5
 #define ZIP_HIGH 2, 6, 3, 7
+#endif
+#if !defined(fma)
+#define fma(a, b, c) ((a) * (b) + (c))
 #endif
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector)
@@ -51,15 +64,15 @@ static inline vec pick(ivec mask, vec yes, vec no) { return (vec)((mask & (ivec)
  * NaN stays NaN. n is rounded by adding 1.5 * 2^23 + 127, after which the low bits of the sum are the exponent of 2^n. */
 static inline vec exponential(vec x)
 {
-    x = smaller(splat(88.9f), larger(splat(-88.1f), x)); /* n = -127, whose power has the bits of 0, and 128, whose has those of inf */
-    const vec shift = splat(12583039.0f), shifted = x * 1.44269504f + shift, n = shifted - shift;
-    const vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    vec p = r * 1.3981999507e-3f + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
+    x = smaller(splat(88.9f), larger(splat(-88.1f), x)); /* n = -127, whose power has the bits of 0, and 128, those of inf */
+    const vec shifted = fma(x, splat(1.44269504f), splat(12583039.0f)), n = shifted - splat(12583039.0f);
+    const vec r = fma(n, splat(2.12194440e-4f), fma(n, splat(-0.693359375f), x));
+    vec p = fma(r, splat(1.3981999507e-3f), splat(8.3334519073e-3f));
+    p = fma(p, r, splat(4.1665795894e-2f));
+    p = fma(p, r, splat(1.6666665459e-1f));
+    p = fma(p, r, splat(5.0000001201e-1f));
+    p = fma(p, r, splat(1.0f));
+    p = fma(p, r, splat(1.0f));
     return p * (vec)((ivec)shifted << 23);
 }
 
