@@ -17,7 +17,7 @@ from transformers.utils.import_utils import is_mamba_ssm_available
 from ..calibration.seam import replaced_scan
 from ..errors import ConfigurationError
 from ..families import family_of
-from ..ops.backend import use_triton
+from ..ops.backend import scan_backend, use_triton
 from .benchmark_report import ModelFacts
 from .decoding import cache_of, prefill, states_of
 
@@ -90,7 +90,11 @@ def _scan_name(model: PreTrainedModel, cache: Any) -> str:
     """This library's scan, with the backend that it takes for this model."""
     weight = next(model.parameters())
     largest = max(state.shape[-1] for state in states_of(cache)[0])
-    return f"optimum_ssm ({'Triton' if use_triton(weight, largest) else 'torch'})"
+    if family_of(model).recurrence == "mamba":
+        backend = scan_backend(weight, largest)
+    else:
+        backend = "triton" if use_triton(weight, largest) else "torch"
+    return f"optimum_ssm ({'Triton' if backend == 'triton' else backend})"
 
 
 def _is_ours(model: PreTrainedModel, scan: str) -> bool:

@@ -110,6 +110,8 @@ def state_space_dual(
     heads, (groups, state_size) = x.shape[2], B.shape[2:]
     if heads % groups:
         raise ConfigurationError(f"{heads} heads cannot share {groups} groups of B and C: G must divide H")
+    if backend == "native":  # named in the environment, it is for the scans that have it
+        raise ConfigurationError("backend is 'native', which only Mamba's scan has: allowed are auto, torch, triton")
     sums = sums or {}
     check_sums(sums, SCAN_SUMS, {"heads": heads, "state_size": state_size}, x.device)
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):

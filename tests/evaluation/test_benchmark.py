@@ -25,6 +25,7 @@ from optimum_ssm.evaluation.benchmark_facts import implementation
 from optimum_ssm.evaluation.benchmark_report import BenchmarkReport
 from optimum_ssm.families import family_of
 from optimum_ssm.hub.weight_files import file_bytes
+from optimum_ssm.ops.native_library import library_obstacle
 from optimum_ssm.surgery.cut import cut
 
 
@@ -76,7 +77,11 @@ def test_blocks_of_different_sizes_are_counted_one_by_one(tiny_mamba2: PreTraine
 def test_the_implementation_is_named(either_tiny_model: PreTrainedModel) -> None:
     ours = benchmark({"a": either_tiny_model}, (1,), 4, 1, 1, scan="auto").models[0]
     theirs = benchmark({"a": either_tiny_model}, (1,), 4, 1, 1, scan="transformers").models[0]
-    assert ours.scan == "optimum_ssm (torch)" and theirs.scan == "torch fallback of transformers"
+    native = either_tiny_model.config.model_type == "mamba" and library_obstacle() is None
+    assert (
+        ours.scan == f"optimum_ssm ({'native' if native else 'torch'})"
+        and theirs.scan == "torch fallback of transformers"
+    )
     assert ours.conv == ours.state_update == "torch fallback of transformers"
     assert implementation(use_kernel_func_from_hub_with_fallback("dumps", "json")(lambda text: text)) == "json"
 
@@ -199,7 +204,8 @@ def test_every_form_tells_the_same(report: BenchmarkReport) -> None:
     text = report.to_markdown()
     state = next(line for line in text.splitlines() if "recurrent state" in line)
     assert [cell.strip() for cell in state.split("|")[2:-1]] == ["4,096", "2,048", "0.500"]
-    assert "Scan: optimum_ssm (torch)." in text and "Peak memory is not measured on cpu." in text
+    native = "native" if library_obstacle() is None else "torch"
+    assert f"Scan: optimum_ssm ({native})." in text and "Peak memory is not measured on cpu." in text
 
 
 def test_the_files_and_the_picture(report: BenchmarkReport, tmp_path: Path) -> None:

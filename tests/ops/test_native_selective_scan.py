@@ -11,6 +11,7 @@ from optimum_ssm.errors import ConfigurationError
 from optimum_ssm.ops import native_library
 from optimum_ssm.ops.backend import scan_backend
 from optimum_ssm.ops.selective_scan import SCAN_SUMS, selective_scan
+from optimum_ssm.ops.state_space_dual import state_space_dual
 
 from .test_triton_selective_scan import (
     PER_SEQUENCE,
@@ -21,6 +22,7 @@ from .test_triton_selective_scan import (
     reference,
     sums_for,
 )
+from .test_triton_state_space_dual import make_inputs as mamba2_inputs
 
 
 # (sequences, channels, states, steps): whole vectors and panels of channels and not, blocks of steps that are full, more
@@ -249,6 +251,17 @@ def test_refuses_what_it_cannot_scan():
             selective_scan(**inputs | {name: change(inputs[name])}, **NATIVE)
     empty = {name: inputs[name][:0] for name in PER_SEQUENCE}
     assert selective_scan(**inputs | empty, **NATIVE).shape == empty["x"].shape
+
+
+def test_mamba2_has_no_native_scan(monkeypatch):
+    inputs = on("cpu", mamba2_inputs())
+    with pytest.raises(
+        ConfigurationError, match="'native', which only Mamba's scan has: allowed are auto, torch, triton"
+    ):
+        state_space_dual(**inputs, backend="native")
+    expected = state_space_dual(**inputs, backend="torch")
+    monkeypatch.setenv("OPTIMUM_SSM_SCAN", "native")
+    assert torch.equal(state_space_dual(**inputs), expected)
 
 
 def test_auto_is_native_on_the_cpu(monkeypatch):
