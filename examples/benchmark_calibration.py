@@ -7,10 +7,14 @@ next block. The control runs transformers' modules with a scan that appends L st
 a time, as published calibration code does. They take turns, round after round; ratios are taken inside a round.
 
     python examples/benchmark_calibration.py MODEL --rounds 3
+    OMP_WAIT_POLICY=PASSIVE python examples/benchmark_calibration.py MODEL    # where other programs share the cores
 """
 
 import argparse
 import copy
+import functools
+import itertools
+import os
 import platform
 import statistics
 import time
@@ -21,6 +25,7 @@ from transformers import AutoModelForCausalLM
 from transformers.models.mamba import modeling_mamba
 
 from optimum_ssm import SSMPruner, SSMPrunerConfig
+from optimum_ssm.ops import backend
 
 
 def plain(model: torch.nn.Module, ids: torch.Tensor) -> None:
@@ -46,8 +51,9 @@ def plain(model: torch.nn.Module, ids: torch.Tensor) -> None:
         modeling_mamba.mamba_selective_scan = original
 
 
-def ours(model: torch.nn.Module, ids: torch.Tensor, variant: str) -> None:
-    """This library's pass, statistics, pruning and replay."""
+def ours(model: torch.nn.Module, ids: torch.Tensor, variant: str, scan: str = "auto") -> None:
+    """This library's pass, statistics, pruning and replay, with its scan in torch or compiled."""
+    os.environ[backend.VARIABLE] = scan
     config = SSMPrunerConfig(
         method="sparsessm", sparsity=0.5, targets=["A_log"], dataset=ids, num_samples=len(ids), seq_len=ids.shape[1],
         method_kwargs={"variant": variant},
@@ -62,6 +68,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=512, help="tokens of a sample")
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds, after one that is not counted")
     parser.add_argument("--variants", nargs="+", default=["c2", "v2"], help="SparseSSM's forms of the saliency")
+    parser.add_argument("--scans", nargs="+", default=["torch", "native"], help="backends of this library's scan")
     parser.add_argument("--threads", type=int, help="torch threads; by default what torch chooses")
     args = parser.parse_args()
     if args.threads:
@@ -69,14 +76,20 @@ def main() -> None:
     dense = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
     ids = torch.randint(0, dense.config.vocab_size, (args.samples, args.tokens), generator=torch.manual_seed(0))
     seconds: dict[str, list[float]] = {}
+    cases = {"plain": plain}
+    for variant, scan in itertools.product(args.variants, args.scans):
+        cases[f"{variant}, {scan}"] = functools.partial(ours, variant=variant, scan=scan)
     for turn in range(args.rounds + 1):
-        for name in ("plain", *args.variants):
+        for name, case in cases.items():
             model = copy.deepcopy(dense)
             start = time.perf_counter()
-            plain(model, ids) if name == "plain" else ours(model, ids, name)
+            case(model, ids)
             if turn:
                 seconds.setdefault(name, []).append((time.perf_counter() - start) / args.samples)
-    print(f"{args.samples} x {args.tokens} tokens, {torch.get_num_threads()} threads, {platform.processor() or 'CPU'}")
+    print(
+        f"{args.samples} x {args.tokens} tokens, {torch.get_num_threads()} threads, {platform.processor() or 'CPU'}, "
+        f"load average {os.getloadavg()[0]:.1f}"
+    )
     print("| | s per sample | times faster than the plain scan |\n|---|---:|---:|")
     for name, taken in seconds.items():
         ratios = [base / own for base, own in zip(seconds["plain"], taken)]

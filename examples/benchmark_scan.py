@@ -33,6 +33,7 @@ from transformers import MambaConfig, MambaModel
 from transformers.models.mamba import modeling_mamba
 
 from optimum_ssm.ops import state_space_dual as mamba2_scan
+from optimum_ssm.ops.native_library import library_obstacle
 from optimum_ssm.ops.selective_scan import SCAN_SUMS, allocate_sums, selective_scan
 
 
@@ -102,23 +103,31 @@ def our_scan(*args: Any, use_mambapy: bool = False, use_associative_scan: bool =
     return selective_scan(*args, **kwargs)
 
 
+def backends() -> list[str]:
+    """Those of our scan that run on this CPU."""
+    obstacle = library_obstacle()
+    if obstacle:
+        print(f"the native scan is not timed: {obstacle}")
+    return ["torch"] if obstacle else ["torch", "native"]
+
+
 def build_cases(block: torch.nn.Module, hidden_states: torch.Tensor) -> dict[str, Callable[[], Any]]:
     """Every case by its label."""
     args, kwargs = record_scan(block, hidden_states)
     sizes = {"channels": args[0].shape[1], "state_size": args[2].shape[1], "length": args[0].shape[2]}
 
-    def with_sums(*names: str) -> Callable[..., Any]:
+    def with_sums(backend: str, *names: str) -> Callable[..., Any]:
         sums = allocate_sums(names, **sizes)
-        return lambda *args, **kwargs: our_scan(*args, sums=sums, **kwargs)
+        return lambda *args, **kwargs: our_scan(*args, sums=sums, backend=backend, **kwargs)
 
-    scans = {
-        "transformers' fallback": FALLBACK,
-        "ours": our_scan,
-        "ours + decay_error": with_sums("decay_error"),
-    }
+    scans: dict[str, Callable[..., Any]] = {"transformers' fallback": FALLBACK}
+    for backend in backends():
+        scans[backend] = with_sums(backend)
+        scans[f"{backend} + decay_error"] = with_sums(backend, "decay_error")
     cases = {f"block, {name}": lambda scan=scan: run_block(block, hidden_states, scan) for name, scan in scans.items()}
-    scans["ours + state_prev, decay_sum"] = with_sums(*TIME_INDEXED)
-    scans["ours + every sum"] = with_sums(*SCAN_SUMS)
+    for backend in backends():
+        scans[f"{backend} + state_prev, decay_sum"] = with_sums(backend, *TIME_INDEXED)
+        scans[f"{backend} + every sum"] = with_sums(backend, *SCAN_SUMS)
     scans["every state kept + state_prev, decay_sum"] = keep_every_state
     cases |= {f"scan, {name}": lambda scan=scan: scan(*args, **kwargs) for name, scan in scans.items()}
     check_control(args, kwargs, allocate_sums(TIME_INDEXED, **sizes))

@@ -115,7 +115,7 @@ class SSMPruner:
         if settings is not None:
             pruner._done, pruner.report = settings
             pruner.masks = masks_from_weights(model, pruner.family, pruner.report, pruner._done)
-            gone = sum(int(mask.sum()) for mask in pruner.masks.values())
+            gone = sum(int(mask.count_nonzero()) for mask in pruner.masks.values())
             if gone != pruner.report.masked:
                 logger.warning(
                     f"{source}: its report says that {pruner.report.masked:,} entries are zeros, its weights say {gone:,}; "

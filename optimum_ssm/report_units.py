@@ -15,7 +15,7 @@ from .passes.outcome import BlockOutcome, UnitOutcome
 from .passes.unit_plan import UnitPlan
 from .report import PruningReport, Row
 from .report_blocks import record_drops
-from .report_rows import component_of, finished_pass, set_removed
+from .report_rows import component_of, finished_pass, kept_entries, set_removed
 from .surgery.settle import is_stock
 
 
@@ -84,7 +84,7 @@ def recount(report: PruningReport, masks: dict[str, Tensor], family: Family, mod
         if name in targets:
             set_removed(row, mask, targets[name])
         elif row.elements:
-            row.pruned = row.elements - int((~mask).sum())
+            row.pruned = row.elements - kept_entries(mask)
     blocks = [block for _, block in family.blocks(model)]
     if report.dense_state_bytes is None:
         report.dense_state_bytes = report.recurrent_state_bytes

@@ -74,15 +74,16 @@ class Activations:
         Raises:
             CalibrationError: an output is not finite; the block is named.
         """
-        device = work_device(block)
+        device, finite = work_device(block), []
         for index, x in enumerate((self.hidden if inputs is None else inputs).read(device)):
-            yield self._output(block, name, x, index)
+            yield self._output(block, x, index, finite)
+        _check(finite, name)
 
-    def _output(self, block: nn.Module, name: str, x: Tensor, index: int) -> Tensor:
+    def _output(self, block: nn.Module, x: Tensor, index: int, finite: list[Tensor]) -> Tensor:
+        """The output for one batch. Whether it is finite goes to the list: asking at once would wait for the device."""
         args, kwargs = send_to_device(self._calls[index], x.device)
         output = _tensor(block(x, *args, **kwargs))
-        if not output.isfinite().all():
-            raise CalibrationError(f"{name}: activations are not finite; load the model in a wider dtype")
+        finite.append(output.sum(dtype=torch.float64).isfinite())  # one pass; finite numbers do not overflow it
         return output
 
     def through(
@@ -110,13 +111,15 @@ class Activations:
             `tuple[float, float]`: ‖pruned - dense‖² and ‖dense - input‖² over all tokens. Their ratio is the share of the
             block's own contribution that was lost.
         """
-        device, lost, whole = work_device(block), 0.0, 0.0
+        device, finite = work_device(block), []
+        sums = torch.zeros(2, dtype=torch.float64, device=device)
         for index, (x, d) in enumerate(zip(self.hidden.read(device), dense.read(device))):
-            pruned = self._output(block, name, x, index)
-            lost += float((pruned.float() - d.float()).square().sum())
-            whole += float((d.float() - x.float()).square().sum())
+            pruned = self._output(block, x, index, finite)
+            sums += torch.stack([_squared_distance(pruned, d), _squared_distance(d, x)])
             if keep:
                 self.hidden[index] = pruned
+        _check(finite, name)
+        lost, whole = sums.tolist()
         return lost, whole
 
     def forward(self, block: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -129,6 +132,15 @@ class Activations:
         """Take `outputs` as the inputs of the next block; the room of the present ones is free for other use."""
         before, self.hidden = self.hidden, outputs
         return before
+
+
+def _check(finite: list[Tensor], name: str) -> None:
+    if finite and not torch.stack(finite).all():
+        raise CalibrationError(f"{name}: activations are not finite; load the model in a wider dtype")
+
+
+def _squared_distance(a: Tensor, b: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(a.float() - b.float(), dtype=torch.float64).square_()
 
 
 def _tensor(output: Tensor | tuple) -> Tensor:

@@ -32,6 +32,8 @@ SHARE = 0.5  # of what is free may be taken: the rest is for weights, statistics
 
 logger = logging.get_logger(__name__)
 
+_staging: list[Tensor] = []  # the buffer of `to_main_memory`
+
 
 class Placement:
     """One place, with the thread and the folder that it needs; a context manager that lets go of both.
@@ -261,6 +263,19 @@ def stream_placement(
     embedding = model.get_input_embeddings().weight
     width = 4 if getattr(model.config, "residual_in_fp32", False) else embedding.element_size()
     return Placement(choose_place(offload, copies * ids.numel() * embedding.shape[1] * width, device))
+
+
+def to_main_memory(tensor: Tensor) -> Tensor:
+    """A copy in main memory. It goes through one pinned buffer, which a GPU fills many times faster than fresh memory."""
+    if not tensor.is_cuda or not tensor.numel():
+        return tensor.detach().cpu()
+    size = tensor.numel() * tensor.element_size()
+    if not _staging or _staging[0].numel() < size:
+        _staging[:] = [torch.empty(size, dtype=torch.uint8, pin_memory=True)]
+    staged = _staging[0][:size].view(tensor.dtype).view(tensor.shape)
+    staged.copy_(tensor.detach(), non_blocking=True)
+    torch.cuda.current_stream(tensor.device).synchronize()
+    return staged.clone()
 
 
 def free_bytes(device: torch.device) -> int:

@@ -102,7 +102,7 @@ def replaced_scan(family: Family, model: nn.Module) -> Iterator[ScanSeam]:
     names a backend; all others run this library's scan, in Triton where it can (`ops.backend`). Under autograd Mamba-1
     runs this library's differentiable scan, Mamba-2 transformers' own, which is made of matrix products already.
 
-    On a CPU with a C compiler the convolution runs in C as well.
+    The convolution before it runs in Triton or, on a CPU with a C compiler, in C as well.
     """
     mixer = next(mixer for _, block in family.blocks(model) if (mixer := family.mixer(block)) is not None)
     module = sys.modules[type(mixer).__module__]
@@ -125,6 +125,10 @@ def replaced_scan(family: Family, model: nn.Module) -> Iterator[ScanSeam]:
         return original(x, *args, **kwargs)
 
     def convolve(x: Tensor, weight: Tensor, bias: Any = None, activation: Any = None, **kwargs: Any) -> Tensor:
+        with phase("convolution"):
+            return chosen_convolution(x, weight, bias, activation, **kwargs)
+
+    def chosen_convolution(x: Tensor, weight: Tensor, bias: Any, activation: Any, **kwargs: Any) -> Tensor:
         if kwargs.get("seq_idx") is None and can_convolve(x, weight, activation):
             return causal_convolution(x, weight, bias, activation)
         return convolution(x, weight, bias, activation=activation, **kwargs)

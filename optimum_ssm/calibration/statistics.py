@@ -21,6 +21,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
+# Tokens that tensor cores add up in one go.
+TENSOR_CORE_TERMS = 2048
+
+
 class Statistic:
     """A sum with the number of tokens in it, sized by its first input. Symbols: B sequences, L tokens, T = B·L in all.
 
@@ -44,9 +48,10 @@ class Statistic:
         if self.sum is None:
             self.sum = torch.zeros(self.shape(x.shape[-1]), dtype=self.dtype, device=x.device)
         self.tokens += x.shape[0] * x.shape[1]
-        self._add(x.detach().to(device=self.sum.device, dtype=torch.float32))
+        self._add(x.detach().to(self.sum.device))
 
     def _add(self, x: Tensor) -> None:
+        """Add `x`, of any float dtype; sums are of its values in float32 or better."""
         raise TypeError(f"{type(self).__name__} does not take activations")
 
     def merge(self, other: Statistic) -> None:
@@ -64,7 +69,9 @@ class ColumnEnergy(Statistic):
     """Mean square of every input column: the diagonal of the Gram matrix."""
 
     def _add(self, x: Tensor) -> None:
-        self.sum += x.square().sum(dim=(0, 1))
+        # The norm widens and squares what it reads: a GPU takes one pass over x, and no second tensor of its size.
+        wide = torch.promote_types(x.dtype, torch.float32)
+        self.sum += torch.linalg.vector_norm(x, dim=(0, 1), dtype=wide).square_()
 
 
 class Gram(Statistic):
@@ -75,7 +82,14 @@ class Gram(Statistic):
 
     def _add(self, x: Tensor) -> None:
         x = x.reshape(-1, x.shape[-1])
-        self.sum.addmm_(x.T, x)
+        if not x.is_cuda or x.dtype not in (torch.bfloat16, torch.float16):
+            x = x.float()
+            self.sum.addmm_(x.T, x)
+            return
+        # Tensor cores: products of two such numbers are exact in float32. Their sums are cut off, not rounded, which adds
+        # up over many terms; a part at a time they err about as much as float32 products.
+        for part in x.split(TENSOR_CORE_TERMS):
+            torch.addmm(self.sum, part.T, part, out_dtype=torch.float32, out=self.sum)
 
 
 class ConvGram(Statistic):
@@ -93,7 +107,9 @@ class ConvGram(Statistic):
         return (columns, self.taps, self.taps)
 
     def _add(self, x: Tensor) -> None:
-        windows = F.pad(x, (0, 0, self.taps - 1, 0)).unfold(1, self.taps, 1)  # (B, L, channels, K), oldest first
+        windows = F.pad(x.float(), (0, 0, self.taps - 1, 0)).unfold(
+            1, self.taps, 1
+        )  # (B, L, channels, K), oldest first
         self.sum += torch.einsum("blck,blcj->ckj", windows, windows)
 
 
@@ -119,14 +135,14 @@ class GateEnergy(Statistic):
     """Mean square of silu of every column."""
 
     def _add(self, x: Tensor) -> None:
-        self.sum += F.silu(x).square().sum(dim=(0, 1))
+        self.sum += F.silu(x.float()).square().sum(dim=(0, 1))
 
 
 class SequenceActivity(Statistic):
     """Norm over sequences of the mean absolute activation (arXiv 2504.11409, Sec. 3)."""
 
     def _add(self, x: Tensor) -> None:
-        self.sum += x.abs().mean(1).square().sum(0)
+        self.sum += x.float().abs().mean(1).square().sum(0)
 
     def value(self) -> Tensor:
         """Not per token: a norm over sequences."""

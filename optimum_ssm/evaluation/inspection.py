@@ -43,7 +43,7 @@ def inspect_checkpoint(source: str | os.PathLike, **kwargs: Any) -> PruningRepor
         if target.parameter in masks:
             set_removed(row, masks[target.parameter], target)
     for name in masks.keys() - {target.parameter for target in declared_targets(family, model)}:
-        rows[name].pruned = int(masks[name].sum())
+        rows[name].pruned = int(masks[name].count_nonzero())
     if made is not None:
         report.perplexity = made.perplexity
     return report

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The least time that a pruning pass can take on a machine: its operations and bytes over what the machine can do.
 
-Operations are counted as a method needs them, not as this library does them. Matrix products of activations run at the
-rate of the model's dtype; Gram matrices, scans and the updates of solvers at that of exact float32; factorisations at that
-of float64. Every tensor that has to cross the memory once is counted once.
+Operations are counted as a method needs them, not as this library does them. Matrix products of activations, Gram matrices
+among them, run at the rate of the model's dtype; scans and the updates of solvers at that of exact float32; factorisations
+at that of float64. Every tensor that has to cross the memory once is counted once.
 """
 
 from __future__ import annotations
@@ -103,7 +103,8 @@ def pass_bounds(model: nn.Module, family: Family, plan: Any, tokens: int, place:
     costs = {
         name: Cost()
         for name in (
-            "embedding", "forward", "scan", "scan with sums", "statistics", "solve", "replay", "weights", "activations"
+            "embedding", "forward", "convolution", "scan", "scan with sums", "statistics", "solve", "replay", "weights",
+            "activations",
         )
     }  # fmt: skip
     hidden = model.get_input_embeddings().weight
@@ -124,33 +125,34 @@ def pass_bounds(model: nn.Module, family: Family, plan: Any, tokens: int, place:
         for needs in passes[: 2 if planned else 1]:
             unique = {need for of_task in needs for need in of_task.values()}
             sums = sum(need.site.end == "scan" for need in unique)
-            _forward(
-                costs["forward"], costs["scan with sums" if sums else "scan"], family, block, tokens, stream, sums
-            )
+            _forward(costs, "forward", family, block, tokens, stream, sums)
             for need in unique:
                 if need.site.end != "scan":
                     _statistic(costs["statistics"], need, block, tokens)
             costs["activations"].add(link=2 * stream if place != "device" else 0)
         if tasks:
-            _forward(costs["replay"], costs["scan"], family, block, tokens, 2 * stream, 0)
+            _forward(costs, "replay", family, block, tokens, 2 * stream, 0)
             costs["activations"].add(link=3 * stream if place != "device" else 0)
     return {name: cost for name, cost in costs.items() if cost != Cost()}
 
 
-def _forward(cost: Cost, scan: Cost, family: Family, block: nn.Module, tokens: int, stream: float, sums: int) -> None:
-    linears = [module for module in block.modules() if isinstance(module, nn.Linear)]
+def _forward(
+    costs: dict[str, Cost], name: str, family: Family, block: nn.Module, tokens: int, stream: float, sums: int
+) -> None:
     size = next(block.parameters()).itemsize
-    for linear in linears:
+    for linear in (module for module in block.modules() if isinstance(module, nn.Linear)):
         rows, columns = linear.weight.shape
-        cost.add(matmul=2 * tokens * rows * columns, bytes=tokens * (rows + columns) * size + linear.weight.nbytes)
+        costs[name].add(matmul=2 * tokens * rows * columns)
+        costs[name].add(bytes=tokens * (rows + columns) * size + linear.weight.nbytes)
+    costs[name].add(bytes=2 * stream)
     mixer = family.mixer(block)
-    cost.add(bytes=2 * stream)
-    if mixer is not None:
-        channels, inner = mixer.conv1d.weight.shape[0], block.get_submodule(family.output).weight.shape[1]
-        entries = family.state_elements(block)[0]
-        cost.add(bytes=2 * tokens * channels * size)
-        scan.add(exact=tokens * entries * (SCAN_OPERATIONS + SUM_OPERATIONS * sums))
-        scan.add(bytes=tokens * (channels + 3 * inner) * size)
+    if mixer is None:
+        return
+    channels, inner = mixer.conv1d.weight.shape[0], block.get_submodule(family.output).weight.shape[1]
+    entries, scan = family.state_elements(block)[0], costs["scan with sums" if sums else "scan"]
+    costs["convolution"].add(bytes=2 * tokens * channels * size)
+    scan.add(exact=tokens * entries * (SCAN_OPERATIONS + SUM_OPERATIONS * sums))
+    scan.add(bytes=tokens * (channels + 3 * inner) * size)
 
 
 def _statistic(cost: Cost, need: Any, block: nn.Module, tokens: int) -> None:
@@ -160,7 +162,7 @@ def _statistic(cost: Cost, need: Any, block: nn.Module, tokens: int) -> None:
         columns = need.site.columns[1] - need.site.columns[0]
     cost.add(bytes=tokens * columns * next(block.parameters()).itemsize)
     if need.statistic == "gram":
-        cost.add(exact=2 * tokens * columns**2)
+        cost.add(matmul=2 * tokens * columns**2)
     elif need.statistic == "conv_gram":
         cost.add(exact=2 * tokens * columns * need.taps**2)
 
@@ -176,7 +178,7 @@ def _solve(cost: Cost, work: Any, tasks: list, model: nn.Module, method: str) ->
             rows, columns = weight.shape
             cost.add(exact=rows * columns**2)
             if grams[0] not in factored:
-                cost.add(double=4 / 3 * columns**3)
+                cost.add(double=2 / 3 * columns**3)  # a Cholesky factor, and its inverse
                 factored.add(grams[0])
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from ..errors import ConfigurationError
+from ..ops.column_sweep import saliency, sweep_columns
 from ..sparsity.pattern import Pattern
 from ..sparsity.selection import Selection, split_evenly
 from . import register_method
@@ -63,7 +64,7 @@ class SparseGPT(WeightMethod):
     def score(self, weight: Tensor, statistics: Statistics, kind: str, selection: Selection) -> Tensor:
         """(W_ij / U_jj)^2 on the dense weight: what the sweep starts from, and what a global threshold compares."""
         factor, dead = self._factor(statistics, kind)
-        return _saliency(weight, factor.diagonal(dim1=-2, dim2=-1).to(weight.dtype), dead)
+        return saliency(weight, factor.diagonal(dim1=-2, dim2=-1).to(weight.dtype), dead)
 
     def prune(self, weight: Tensor, statistics: Statistics, kind: str, selection: Selection) -> tuple[Tensor, Tensor]:
         self.check(selection.pattern, selection.scope)
@@ -106,26 +107,22 @@ def inverse_factor(hessian: Tensor, percdamp: float) -> tuple[Tensor, Tensor]:
     dead = diagonal == 0
     live = (~dead).sum(-1, keepdim=True).clamp_min(1)
     damping = percdamp * diagonal.sum(-1, keepdim=True) / live
+    # Reversed, H is L Lᵀ, so H is R Rᵀ with R upper triangular, and U = R⁻¹: no inverse of H is formed, whose
+    # condition is the square of L's.
     for attempt in range(6):
         raised = torch.where(dead, 1.0, diagonal) + damping * 10**attempt
-        damped = hessian.clone()
-        damped.diagonal(dim1=-2, dim2=-1).copy_(raised)
+        damped = hessian.flip(-2, -1)
+        damped.diagonal(dim1=-2, dim2=-1).copy_(raised.flip(-1))
         lower, info = torch.linalg.cholesky_ex(damped)
         if not info.any():
-            upper, info = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-            if not info.any():
-                if attempt:
-                    logger.warning(
-                        f"a Hessian of {hessian.shape[-1]} inputs factors only with {10**attempt} times the damping "
-                        f"percdamp={percdamp:g}; more calibration text makes it better conditioned"
-                    )
-                return upper, dead
+            if attempt:
+                logger.warning(
+                    f"a Hessian of {hessian.shape[-1]} inputs factors only with {10**attempt} times the damping "
+                    f"percdamp={percdamp:g}; more calibration text makes it better conditioned"
+                )
+            unit = torch.eye(hessian.shape[-1], dtype=hessian.dtype, device=hessian.device)
+            return torch.linalg.solve_triangular(lower, unit.expand_as(lower), upper=False).flip(-2, -1), dead
     raise ValueError(f"the Hessian does not factor, not even with {percdamp * 10**5:g} times its mean as damping")
-
-
-def _saliency(weight: Tensor, diagonal: Tensor, dead: Tensor) -> Tensor:
-    """Squared output error that pruning one entry alone costs; nothing for inputs that never fire."""
-    return (weight / diagonal).square().masked_fill(dead, 0)
 
 
 def _sweep(
@@ -147,15 +144,18 @@ def _sweep(
     starts = range(0, columns, blocksize)
     widths = [min(blocksize, columns - start) for start in starts]
     chosen = torch.zeros_like(weight, dtype=torch.bool) if mask is None else mask.clone()
+    pattern = Pattern() if mask is not None else selection.pattern
     counts = [0] * len(widths) if mask is not None else _block_counts(selection, widths, len(weight))
     for start, width, count in zip(starts, widths, counts):
         stop = start + width
-        block = weight[:, start:stop]
-        inner = factor[..., start:stop, start:stop]
-        choose = None if mask is not None else selection.narrow(count)
-        errors = _sweep_block(block, inner, dead[..., start:stop], chosen[:, start:stop], choose)
+        block, part = weight[:, start:stop], chosen[:, start:stop]
+        inner, asleep = factor[..., start:stop, start:stop], dead[..., start:stop]
+        if mask is None and not pattern.is_n_m:
+            scores = saliency(block, inner.diagonal(dim1=-2, dim2=-1), asleep)
+            part.copy_(selection.narrow(count).mask(scores))
+        errors = sweep_columns(block, inner, asleep, part, pattern)
         if stop < columns:
-            weight[:, stop:] -= errors @ factor[start:stop, stop:]
+            weight[:, stop:].addmm_(errors, factor[start:stop, stop:], alpha=-1)
     return weight, chosen
 
 
@@ -169,21 +169,3 @@ def _block_counts(selection: Selection, widths: list[int], rows: int) -> list[in
     if extra:  # one block alone may take one entry more of some rows: rows then differ by one at most
         counts[max(i for i, share in enumerate(shares) if share < widths[i])] += extra
     return counts
-
-
-def _sweep_block(block: Tensor, factor: Tensor, dead: Tensor, chosen: Tensor, selection: Selection | None) -> Tensor:
-    """Prunes one block of columns in place, writes its mask into `chosen`, gives the errors to pass on."""
-    diagonal = factor.diagonal(dim1=-2, dim2=-1)
-    group = selection.pattern.group if selection is not None else 0
-    if selection is not None and not group:
-        chosen.copy_(selection.mask(_saliency(block, diagonal, dead)))
-    errors = torch.zeros_like(block)
-    for j in range(block.shape[1]):
-        if group and j % group == 0:
-            part = slice(j, j + group)
-            chosen[:, part] = selection.mask(_saliency(block[:, part], diagonal[..., part], dead[..., part]))
-        removed = chosen[:, j]
-        errors[:, j] = torch.where(removed, block[:, j], 0) / diagonal[..., j]
-        block[:, j:] -= errors[:, j, None] * factor[..., j, j:]
-        block[:, j].masked_fill_(removed, 0)
-    return errors

@@ -1,6 +1,6 @@
 # Copyright 2026 The optimum_ssm authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""The short causal convolution before a scan, in C on a CPU, with neighbouring channels side by side.
+"""The short causal convolution before a scan: in Triton on a GPU, in C on a CPU, with neighbouring channels side by side.
 
 transformers' fallback turns [B, L, I] to [B, I, L] and back around torch's convolution; these copies take several times
 longer than the convolution itself. Here both are views of [B, L, I], as the projections around the convolution want.
@@ -9,11 +9,13 @@ longer than the convolution itself. Here both are views of [B, L, I], as the pro
 import ctypes
 
 import torch
+from transformers.utils.import_utils import is_causal_conv1d_available
 
-from .backend import check_operands, chosen_backend
+from .backend import check_operands, chosen_backend, use_triton
 from .native_library import library, library_obstacle
 
 
+ACTIVATIONS = (None, "silu", "swish")
 _POINTERS = ("x", "weight", "bias", "y")
 _SIZES = ("batch", "channels", "length", "taps", "silu", "threads", "x_batch", "x_step", "next")
 
@@ -25,19 +27,16 @@ class Convolution(ctypes.Structure):
 
 
 def can_convolve(x: torch.Tensor, weight: torch.Tensor, activation: str | None) -> bool:
-    """Whether `causal_convolution` can run and is worth it: on a CPU, without autograd, where x has neighbouring
-    channels side by side, and where the environment variable OPTIMUM_SSM_SCAN does not ask for another backend."""
-    return (
-        x.device.type == "cpu"
-        and not torch.is_grad_enabled()
-        and x.dtype == weight.dtype == torch.float32
-        and x.dim() == 3
-        and x.stride(1) == 1
-        and activation in (None, "silu", "swish")
-        and chosen_backend() in ("auto", "native")
-        and x.numel() > 0
-        and library_obstacle() is None
-    )
+    """Whether `causal_convolution` can run and is worth it: without autograd, where x has neighbouring channels side by
+    side, and where the environment variable OPTIMUM_SSM_SCAN does not ask for another backend. On a GPU the package
+    causal-conv1d, which transformers then calls, goes first."""
+    name = chosen_backend()
+    if torch.is_grad_enabled() or x.dim() != 3 or x.stride(1) != 1 or activation not in ACTIVATIONS or not x.numel():
+        return False
+    if x.is_cuda:
+        return (name == "triton" or not is_causal_conv1d_available()) and use_triton(x, 0)
+    in_c = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and name in ("auto", "native")
+    return in_c and library_obstacle() is None
 
 
 def causal_convolution(
@@ -46,17 +45,21 @@ def causal_convolution(
     """One causal filter per channel: y_{t,c} = act(bias_c + Σ_k weight_{c,k} x_{t-K+1+k,c}), with x = 0 before the start.
 
     Args:
-        x: [B, I, L] float32 with stride 1 over I, on the CPU.
+        x: [B, I, L] with stride 1 over I; on a CPU float32.
         weight: [I, K].
         bias: [I].
         activation: "silu", "swish" (the same) or None.
 
     Returns:
-        y, [B, I, L], a transposed view of a contiguous [B, L, I].
+        y, [B, I, L] in x's dtype, a transposed view of a contiguous [B, L, I]. Arithmetic is float32.
 
     Raises:
         ConfigurationError: a tensor of wrong shape or on another device than x.
     """
+    if x.is_cuda:
+        from .triton_causal_convolution import convolve
+
+        return convolve(x, weight, bias, activation)
     batch, channels, length = x.shape
     check_operands(x, {"weight": (weight, (channels, weight.shape[-1])), "bias": (bias, (channels,))})
     # Whatever is made here lives until the call is over.

@@ -13,7 +13,9 @@ h, one multiply-add for y, one for both sums, and 2.5 operations to add y up ove
 for sm_90 at N = 128 that is 9 instructions, loads included. In bytes: x read and y written once, as B, C and Δ are
 smaller by H P / (G N) and P. At P = 64, N = 128 arithmetic takes 13 times as long as memory on an H200.
 
-Why not chunks of T steps, as in torch: with sums they need 2 T N + 2 T P + 3 P N multiply-adds per token and head, at
+Calls that ask for no sums and bring bfloat16 inputs go to `triton_chunk_scan.py`: x, B and C are exact on tensor cores.
+
+Why not chunks of T steps for the others, as in torch: with sums they need 2 T N + 2 T P + 3 P N multiply-adds per token and head, at
 T = P = 64, N = 128 that is 6 P N, no less than the recurrence. Chunks would gain by tensor cores only, with three TF32
 products for every float32 one. The recurrence subtracts nothing, which keeps the sums exact, and needs no scratch.
 """
@@ -24,6 +26,7 @@ import torch
 import triton
 import triton.language as tl
 
+from . import triton_chunk_scan
 from .backend import check_operands
 
 
@@ -47,19 +50,37 @@ def scan(
     """
     batch, length, heads, head_dim = x.shape
     groups, state_size = B.shape[2:]
-    states = (batch, heads, head_dim, state_size)
+    states, maps = (batch, heads, head_dim, state_size), (batch, length, groups, state_size)
     if initial_states is not None:
         initial_states = initial_states.to(x.device, torch.float32).contiguous()
     check_operands(x, {"dt": (delta, x.shape[:3]), "A": (A, (heads,)), "D": (D, (heads,))})
-    maps = (batch, length, groups, state_size)
     check_operands(x, {"B": (B, maps), "C": (C, maps), "initial_states": (initial_states, states)})
+    D = None if D is None else D.contiguous()
+    operands = (x, delta.contiguous(), A.contiguous(), B, C, D, initial_states)
+    if not sums and triton_chunk_scan.suits(x, B, C):
+        return triton_chunk_scan.scan(*operands)
+    return _recur(*operands, sums)
+
+
+def _recur(
+    x: torch.Tensor,
+    delta: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    D: torch.Tensor | None,
+    initial_states: torch.Tensor | None,
+    sums: dict[str, torch.Tensor],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The recurrence, with sums. What has no more than H entries a step is contiguous."""
+    batch, length, heads, head_dim = x.shape
+    groups, state_size = B.shape[2:]
     y = x.new_empty(x.shape, dtype=torch.float32)
-    state = x.new_empty(states, dtype=torch.float32)
+    state = x.new_empty(batch, heads, head_dim, state_size, dtype=torch.float32)
     sizes = block_sizes(state_size, head_dim, batch * heads, x.device)
     blocks = triton.cdiv(head_dim, sizes["BLOCK_P"])
     # Partial sums of every program, added up by torch: without atomic additions, equal inputs give equal bits.
     partial = {name: state.new_empty(batch, blocks, heads, state_size) for name in sums}
-    delta = delta.contiguous()
     with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
         _scan_kernel[(blocks, heads, batch)](
             x,
@@ -68,7 +89,7 @@ def scan(
             # Rows over n: these are smaller than x by H P / (G N), and strided loads of them would cost more.
             B.contiguous(),
             C.contiguous(),
-            None if D is None else D.contiguous(),
+            D,
             initial_states,
             y,
             state,

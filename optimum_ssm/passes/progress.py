@@ -46,7 +46,7 @@ class BlockProgress:
         this pass has masked or cut), and memory: the most that CUDA has held, else what the process holds."""
         if self.bar.disable:
             return
-        self._masked += sum(int(done.mask.sum()) for done in outcome.outcomes if hasattr(done, "mask"))
+        self._masked += sum(int(done.mask.count_nonzero()) for done in outcome.outcomes if hasattr(done, "mask"))
         gone = self._masked + self._entries - _entries(self.model)
         self.bar.set_postfix(
             block_error="-" if outcome.error is None else f"{outcome.error:.2e}",

@@ -203,7 +203,7 @@ class GradualPruningCallback(TrainerCallback):
             raise CheckpointError(f"{folder} holds masks of other parameters than this run")
         self.masks.masks.update(found.masks)
         for name, mask in found.masks.items():
-            if self.masks.holding(name) != int(mask.sum()):
+            if self.masks.holding(name) != int(mask.count_nonzero()):
                 raise CheckpointError(
                     f"{STATE_FILE} in {folder} does not belong to the loaded weights, where removed entries of {name} "
                     "are not removed; pass resume_from=… the checkpoint that the Trainer resumes from"

@@ -80,7 +80,7 @@ class ModelMasks:
         mask, fill = self._local(name)
         parameter = self.parameters[name]
         fill = torch.as_tensor(fill, dtype=parameter.dtype, device=parameter.device)  # rounded as it is when stored
-        return int(((parameter == fill) & mask).sum())
+        return int(((parameter == fill) & mask).count_nonzero())
 
     def sparsity(self) -> float:
         """Share of the masked parameters' entries that are removed and hold their fill at this moment."""

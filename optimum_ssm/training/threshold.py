@@ -49,7 +49,7 @@ class GlobalThreshold:
     @property
     def removed(self) -> int:
         """Entries of the targets that are removed so far."""
-        return sum(int(self.mask(task).sum()) for task in self.plan.tasks)
+        return sum(int(self.mask(task).count_nonzero()) for task in self.plan.tasks)
 
     def mask(self, task: Task) -> Tensor:
         """The target's part of its parameter's mask."""

@@ -13,7 +13,8 @@ COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from optimum_ssm.ops import triton_selective_scan as mamba, triton_state_space_dual as mamba2
+from optimum_ssm.ops import triton_causal_convolution as convolution, triton_chunk_scan as chunk
+from optimum_ssm.ops import triton_column_sweep as sweep, triton_selective_scan as mamba, triton_state_space_dual as mamba2
 
 def build(kernel, pointers, absent, ones, sizes, capability):
     constants = dict(sizes) | dict.fromkeys(absent) | dict.fromkeys(ones, 1)
@@ -45,6 +46,28 @@ sizes = mamba2.block_sizes(states, head_dim, 1, torch.device("cpu"))
 for capability in (80, 90):
     build(mamba2._scan_kernel, pointers, absent, ones, sizes, capability)
 """
+CHUNK = """
+import triton.language as tl
+absent, ones, states, head_dim = {case}
+single = ("delta", "A", "D", "initial_states", "y", "last_state")
+pointers = dict.fromkeys(("x", "B", "C"), "*bf16") | dict.fromkeys(single, "*fp32")
+sizes = chunk.block_sizes(states, head_dim) | {{"OPERAND": tl.bfloat16}}
+for capability in (80, 90):
+    build(chunk._chunk_kernel, pointers, absent, ones, sizes, capability)
+"""
+CONVOLUTION = """
+dtype, absent, ones, silu = {case}
+sizes = {{"SILU": silu, "BLOCK_L": 32, "BLOCK_C": 128, "TAPS": 4, "num_warps": 4}}
+for capability in (80, 90):
+    build(convolution._conv_kernel, dict.fromkeys(("x", "weight", "bias", "y"), dtype), absent, ones, sizes, capability)
+"""
+SWEEP = """
+ones, group, removed = {case}
+pointers = {{"block": "*fp32", "factor": "*fp32", "errors": "*fp32", "dead": "*u8", "chosen": "*u8"}}
+sizes = {{"GROUP": group, "REMOVED": removed, "BLOCK_R": sweep.BLOCK_R, "BLOCK_C": 128, "num_warps": 4}}
+for capability in (80, 90):
+    build(sweep._sweep_kernel, pointers, (), ones, sizes, capability)
+"""
 INDEXED = ("state_prev", "decay_sum")
 SUMS = ("decay_error", "state_energy")
 # Arguments that are 1 become constants, absent tensors drop their branch: both change what is compiled.
@@ -61,6 +84,12 @@ CASES = [
     (MAMBA2, ("*bf16", ("D", "initial_states"), ("x_row",), 16, 64)),
     (MAMBA2, ("*fp16", SUMS, ("groups",), 200, 3)),
     (MAMBA2, ("*fp32", ("state_energy",), ("heads", "head_dim", "groups", "state_size", "length", "x_row"), 1, 1)),
+    (CHUNK, ((), ("x_row", "B_state", "C_state"), 128, 64)),
+    (CHUNK, (("D", "initial_states"), ("x_step",), 256, 3)),
+    (CONVOLUTION, ("*bf16", (), ("x_channel",), True)),
+    (CONVOLUTION, ("*fp32", ("bias",), ("x_step",), False)),
+    (SWEEP, (("block_column", "chosen_column"), 0, 0)),
+    (SWEEP, (("factor_column",), 4, 2)),
 ]
 
 

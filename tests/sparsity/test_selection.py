@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optimum_ssm.sparsity.pattern import Pattern
+from optimum_ssm.sparsity import selection
 from optimum_ssm.sparsity.selection import Selection, lowest, round_half_up, split_evenly
 
 
@@ -54,6 +55,13 @@ def test_tensor_scope_removes_exactly_the_lowest(shape, share, scores_of):
     mask = Selection(count, "tensor").mask(scores)
     assert int(mask.sum()) == count
     assert torch.equal(mask, brute_force(scores, count))
+
+
+@pytest.mark.parametrize("find", [selection._lowest_by_sorting, selection._lowest_by_threshold])
+@pytest.mark.parametrize("count", [1, 17, 76, 77])
+def test_both_ways_of_finding_the_lowest_agree(find, count, scores_of):
+    scores = scores_of((7, 11))
+    assert torch.equal(find(scores.flatten(), count).view(7, 11), brute_force(scores, count))
 
 
 @pytest.mark.parametrize("shape", SHAPES)

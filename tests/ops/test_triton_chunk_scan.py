@@ -1,0 +1,102 @@
+# Copyright 2026 The optimum_ssm authors. All rights reserved.
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel of matrix products against the float64 recurrence: on a GPU, or in Triton's interpreter."""
+
+import math
+
+import pytest
+import torch
+
+from optimum_ssm.ops.state_space_dual import state_space_dual
+
+from .test_triton_state_space_dual import OPTIONAL, assert_close, make_inputs, on, reference
+
+
+# Two bfloat16 numbers hold a float32 one to 2^-16 (cut off, as the interpreter does) or 2^-17 (rounded).
+TOLERANCE = 3e-5
+
+
+def bfloat16_inputs(device, *sizes):
+    """What the kernel takes: x, B and C in bfloat16; and the same numbers in float64."""
+    inputs = make_inputs(*sizes)
+    for name in ("x", "B", "C"):
+        inputs[name] = inputs[name].bfloat16().double()
+    given = on(device, inputs)
+    return given | {name: given[name].bfloat16() for name in ("x", "B", "C")}, inputs
+
+
+def scanned(inputs, **options):
+    return state_space_dual(**inputs, dt_softplus=True, return_final_states=True, backend="triton", **options)
+
+
+@pytest.fixture(autouse=True)
+def only_this_kernel(monkeypatch, triton_device):
+    """The other one fails where it is called after all."""
+    from optimum_ssm.ops import triton_state_space_dual
+
+    monkeypatch.delattr(triton_state_space_dual, "_recur")
+
+
+# (sequences, steps, heads, head dim, groups, states): parts of a chunk, several chunks, and sizes that are no powers of 2
+@pytest.mark.parametrize(
+    "sizes",
+    [(2, 9, 4, 3, 2, 5), (1, 1, 1, 1, 1, 1), (1, 130, 2, 20, 1, 16), (2, 64, 2, 64, 1, 128), (1, 67, 3, 40, 3, 200)],
+)
+def test_equals_the_recurrence_in_float64(triton_device, sizes):
+    given, inputs = bfloat16_inputs(triton_device, *sizes)
+    y, state, _ = reference(**inputs)
+    got_y, got_state = scanned(given)
+    assert_close(got_y, y, TOLERANCE)
+    assert_close(got_state, state, TOLERANCE)
+    assert got_y.dtype == got_state.dtype == torch.float32
+
+
+@pytest.mark.parametrize("missing", [*((name,) for name in OPTIONAL), OPTIONAL])
+def test_what_may_be_missing(triton_device, missing):
+    given, inputs = bfloat16_inputs(triton_device, 2, 70, 4, 3, 2, 5)
+    given, inputs = ({n: t for n, t in tensors.items() if n not in missing} for tensors in (given, inputs))
+    y, state, _ = reference(**inputs, limit=(0.05, 0.6))
+    got_y, got_state = scanned(given, dt_limit=(0.05, 0.6))
+    assert_close(got_y, y, TOLERANCE)
+    assert_close(got_state, state, TOLERANCE)
+
+
+@pytest.mark.parametrize("rate", [1e-4, 3.0, 100.0, math.exp(38), math.exp(88)])
+def test_long_and_short_memory(triton_device, rate):
+    """A memoryless head among them: nothing overflows, and its state is that of the last step."""
+    given, inputs = bfloat16_inputs(triton_device, 1, 100, 2, 3, 1, 5)
+    inputs["A"][0] = given["A"][0] = -torch.tensor(rate).float()
+    y, state, _ = reference(**inputs)
+    got_y, got_state = scanned(given)
+    assert_close(got_y[:, :, 0], y[:, :, 0], TOLERANCE)
+    assert_close(got_state[:, 0], state[:, 0], TOLERANCE)
+
+
+def test_layouts_are_free(triton_device):
+    """x, B and C as views of one [B, L, channels] or [B, channels, L] convolution output."""
+    given, inputs = bfloat16_inputs(triton_device, 2, 66, 2, 8, 2, 16)
+    y = reference(**inputs)[0]
+    for turned in (False, True):
+        rows = torch.cat([given[name].flatten(2) for name in ("x", "B", "C")], 2)
+        rows = rows.transpose(1, 2).contiguous().transpose(1, 2) if turned else rows
+        parts = rows.split([16, 32, 32], 2)
+        views = {name: part.unflatten(2, given[name].shape[2:]) for name, part in zip(("x", "B", "C"), parts)}
+        assert_close(scanned(given | views)[0], y, TOLERANCE)
+
+
+def test_non_finite_inputs_stay_so(triton_device):
+    given, _ = bfloat16_inputs(triton_device, 1, 70, 2, 3, 1, 5)
+    given["dt"][0, 3, 0] = math.nan
+    y, state = scanned(given)
+    assert y[0, 3:, 0].isnan().all() and state[0, 0].isnan().all()
+    assert y[0, :, 1].isfinite().all()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_repeats_bit_for_bit_at_a_real_size(triton_device):
+    given, inputs = bfloat16_inputs(triton_device, 2, 2048, 24, 64, 1, 128)
+    wide = on(triton_device, inputs, torch.float64)
+    y = state_space_dual(**wide, dt_softplus=True, backend="torch")
+    first, second = (scanned(given)[0] for _ in range(2))
+    assert torch.equal(first, second)
+    assert_close(first, y, 1e-5)
