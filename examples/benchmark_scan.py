@@ -121,11 +121,12 @@ def build_cases(block: torch.nn.Module, hidden_states: torch.Tensor) -> dict[str
         return lambda *args, **kwargs: our_scan(*args, sums=sums, backend=backend, **kwargs)
 
     scans: dict[str, Callable[..., Any]] = {"transformers' fallback": FALLBACK}
-    for backend in backends():
+    ours = backends()
+    for backend in ours:
         scans[backend] = with_sums(backend)
         scans[f"{backend} + decay_error"] = with_sums(backend, "decay_error")
     cases = {f"block, {name}": lambda scan=scan: run_block(block, hidden_states, scan) for name, scan in scans.items()}
-    for backend in backends():
+    for backend in ours:
         scans[f"{backend} + state_prev, decay_sum"] = with_sums(backend, *TIME_INDEXED)
         scans[f"{backend} + every sum"] = with_sums(backend, *SCAN_SUMS)
     scans["every state kept + state_prev, decay_sum"] = keep_every_state

@@ -41,7 +41,7 @@ def scan(inputs: Inputs, sums: dict[str, torch.Tensor]) -> tuple[torch.Tensor, t
 
     Raises:
         ConfigurationError: a tensor of wrong shape or on another device than x.
-        MemoryError: no memory for the states of `torch.get_num_threads()` panels of 64 channels.
+        MemoryError: no memory for the states of `torch.get_num_threads()` panels of 128 channels.
     """
     x, (channels, states) = inputs.x, inputs.A.shape
     batch, _, length = x.shape

@@ -16,7 +16,7 @@
 
 #include "vectors.h"
 
-#define PANEL (64 / LANES)
+#define PANEL (128 / LANES)
 #define MOST_STEPS 64
 /* States times steps that are worth a thread of their own, about 0.2 ms of work. */
 #define WORK_OF_A_THREAD 500000
@@ -223,7 +223,7 @@ static void keep(const double *sums, double *to, const struct call *call, int64_
 
 static int block_steps(const struct call *call)
 {
-    const int64_t buffered = 512 / call->states; /* both buffers stay in the second-level cache */
+    const int64_t buffered = 256 / call->states; /* both buffers stay in the second-level cache */
     if (!call->state_prev && !call->decay_sum)
         return MOST_STEPS;
     return buffered < 4 ? 4 : buffered > MOST_STEPS / 2 ? MOST_STEPS / 2 : (int)buffered;
