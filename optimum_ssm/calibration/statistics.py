@@ -107,10 +107,18 @@ class ConvGram(Statistic):
         return (columns, self.taps, self.taps)
 
     def _add(self, x: Tensor) -> None:
-        windows = F.pad(x.float(), (0, 0, self.taps - 1, 0)).unfold(
-            1, self.taps, 1
-        )  # (B, L, channels, K), oldest first
-        self.sum += torch.einsum("blck,blcj->ckj", windows, windows)
+        # Entry (k, j) sums x_s x_{s-lag} with lag = j - k over all s but the last K-1-j steps, which tap j does not reach:
+        # one product per lag, not one per pair of taps.
+        x, length = x.float(), x.shape[1]
+        for lag in range(min(self.taps, length)):
+            products = x[:, lag:] * x[:, : length - lag]
+            whole = products.sum((0, 1))
+            for j in range(lag, self.taps):
+                unseen = min(self.taps - 1 - j, length - lag)
+                entry = whole - products[:, length - lag - unseen :].sum((0, 1))
+                self.sum[:, j - lag, j] += entry
+                if lag:
+                    self.sum[:, j, j - lag] += entry
 
 
 class Moments(Statistic):

@@ -13,12 +13,13 @@ from torch import Tensor
 from ..errors import ConfigurationError
 from ..registry import unknown
 from ..sparsity.pattern import Pattern
-from ..sparsity.selection import Selection
+from ..sparsity.selection import Selection, lowest_of_each
 from . import METHODS, register_method
 from .base import Statistics, WeightMethod
 
 
 VARIANTS = ("c2", "v1", "v2", "l2")
+VOTING_STEPS = 32  # time steps whose votes are counted together
 TIME_WEIGHTS = ("power", "discount", "linear", "window", "uniform")
 
 
@@ -116,11 +117,21 @@ class SparseSSM(WeightMethod):
         votes = torch.zeros_like(weight, dtype=torch.float64)  # must hold a count and a fraction at once
         saliency = torch.zeros_like(votes)
         squared = weight.square()
-        for at_t in state_prev[1:]:
-            score = squared * at_t
-            votes += selection.mask(score)
-            saliency += score
+        for steps in state_prev[1:].split(VOTING_STEPS):
+            scores = squared * steps
+            votes += self._lowest(scores, selection).sum(0)
+            saliency += scores.sum(0, dtype=torch.float64)
         return saliency / (saliency.max() * 1.000001).clamp_min(torch.finfo(saliency.dtype).tiny) - votes
+
+    def _lowest(self, scores: Tensor, selection: Selection) -> Tensor:
+        """The entries that each of some steps would remove: (steps, I, N) scores to bools."""
+        if selection.pattern.is_n_m:  # groups lie within a channel, whatever the step
+            return selection.mask(scores.flatten(0, 1)).view_as(scores)
+        if selection.scope == "row":
+            return torch.stack([selection.mask(step) for step in scores])
+        if torch.isnan(scores).any():
+            raise ValueError("scores hold NaN")
+        return lowest_of_each(scores.flatten(1), selection.count).view_as(scores)
 
     def _time_weights(self, length: int, selection: Selection) -> Tensor:
         t = torch.arange(length, dtype=torch.float32)

@@ -234,7 +234,7 @@ class _Run:
 
     def _reconstruct(
         self, block: nn.Module, name: str, stream: Activations, goal: list[Tensor], outcomes: list[Outcome]
-    ) -> tuple[float, float]:
+    ) -> tuple[float, float, float]:
         """Tune the block towards the dense stream; what this and earlier passes removed stays removed."""
         gone = {}
         for local, parameter in block.named_parameters():

@@ -77,28 +77,32 @@ class Selection:
 
 def lowest(scores: Tensor, count: int) -> Tensor:
     """Mask of the `count` lowest scores over all entries; ties by flat index."""
-    flat = scores.reshape(-1)
+    return lowest_of_each(scores.reshape(1, -1), count).reshape(scores.shape)
+
+
+def lowest_of_each(scores: Tensor, count: int) -> Tensor:
+    """Mask of the `count` lowest scores of every row of a matrix; ties by index."""
     if not count:
         return torch.zeros_like(scores, dtype=torch.bool)
-    find = _lowest_by_threshold if flat.device.type == "cpu" else _lowest_by_sorting
-    return find(flat, count).reshape(scores.shape)
+    return (_lowest_by_threshold if scores.device.type == "cpu" else _lowest_by_sorting)(scores, count)
 
 
-def _lowest_by_sorting(flat: Tensor, count: int) -> Tensor:
+def _lowest_by_sorting(scores: Tensor, count: int) -> Tensor:
     """For accelerators: nothing here waits for the device."""
-    mask = torch.zeros_like(flat, dtype=torch.bool)
-    mask[(flat + 0.0).sort(stable=True).indices[:count]] = True  # no zero is below another one
-    return mask
+    order = (scores + 0.0).sort(dim=-1, stable=True).indices  # + 0: no zero is below another one
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, order[..., :count], True)
 
 
-def _lowest_by_threshold(flat: Tensor, count: int) -> Tensor:
+def _lowest_by_threshold(scores: Tensor, count: int) -> Tensor:
     """For main memory, where numpy selects several times faster than torch sorts."""
-    values = flat.detach() if flat.dtype in (torch.float32, torch.float64) else flat.detach().float()
-    threshold = torch.from_numpy(np.partition(values.numpy(), count - 1))[count - 1].to(flat.dtype)
-    mask = flat < threshold
-    ties = (flat == threshold).nonzero().squeeze(1)[: count - int(mask.count_nonzero())]
-    mask[ties] = True
-    return mask
+    values = scores.detach() if scores.dtype in (torch.float32, torch.float64) else scores.detach().float()
+    threshold = torch.from_numpy(np.partition(values.numpy(), count - 1)[..., count - 1 : count].copy())
+    threshold = threshold.to(scores.dtype)
+    mask, equal = scores < threshold, scores == threshold
+    wanted = count - mask.sum(-1, keepdim=True)
+    if (equal.sum(-1, keepdim=True) > wanted).any():
+        equal &= equal.cumsum(-1) <= wanted
+    return mask | equal
 
 
 def _row_mask(scores: Tensor, count: int) -> Tensor:

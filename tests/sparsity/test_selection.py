@@ -11,8 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optimum_ssm.sparsity.pattern import Pattern
-from optimum_ssm.sparsity import selection
-from optimum_ssm.sparsity.selection import Selection, lowest, round_half_up, split_evenly
+from optimum_ssm.sparsity.selection import (
+    Selection,
+    _lowest_by_sorting,
+    _lowest_by_threshold,
+    lowest,
+    lowest_of_each,
+    round_half_up,
+    split_evenly,
+)
 
 
 SHARES = (0, 0.1, 1 / 3, 0.5, 0.7, 0.999)
@@ -57,11 +64,15 @@ def test_tensor_scope_removes_exactly_the_lowest(shape, share, scores_of):
     assert torch.equal(mask, brute_force(scores, count))
 
 
-@pytest.mark.parametrize("find", [selection._lowest_by_sorting, selection._lowest_by_threshold])
+@pytest.mark.parametrize("find", [_lowest_by_sorting, _lowest_by_threshold])
 @pytest.mark.parametrize("count", [1, 17, 76, 77])
 def test_both_ways_of_finding_the_lowest_agree(find, count, scores_of):
     scores = scores_of((7, 11))
     assert torch.equal(find(scores.flatten(), count).view(7, 11), brute_force(scores, count))
+    several = torch.stack([scores.flatten(), scores.flatten().flip(0)])
+    wanted = torch.stack([brute_force(row, count) for row in several])
+    assert torch.equal(lowest_of_each(several, count), wanted)
+    assert torch.equal(find(several, count), wanted)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
