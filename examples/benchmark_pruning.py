@@ -9,10 +9,12 @@ products, and bytes over the bandwidth, all measured in the same run.
     python examples/benchmark_pruning.py --shape mamba-2.8b --method sparsessm --batch-size 8
     python examples/benchmark_pruning.py --shape mamba2-2.7b --method wanda --model-on cpu --offload cpu
     python examples/benchmark_pruning.py --shape mamba-130m --layers 2 --samples 4 --seq-len 256 --grow
+    torchrun --nproc-per-node 2 examples/benchmark_pruning.py --shape mamba-2.8b --layers 8 --digest
 """
 
 import argparse
 import gc
+import hashlib
 import tempfile
 import time
 from pathlib import Path
@@ -23,6 +25,7 @@ from benchmark_shapes import SHAPES, dense_config
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from optimum_ssm import SSMPrunerConfig
+from optimum_ssm.calibration.ranks import current_ranks
 from optimum_ssm.evaluation.pruning_benchmark import PruningTimes, growth_table, time_pruning
 from optimum_ssm.evaluation.pruning_bounds import Rates, measure_rates
 from optimum_ssm.recipes import load_recipe, recipe_names
@@ -59,6 +62,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", help="default: bfloat16 on CUDA, float32 elsewhere")
     parser.add_argument("--save", action="store_true", help="also save the pruned model into a temporary directory")
+    parser.add_argument("--digest", action="store_true", help="also print a hash of the pruned weights")
     parser.add_argument("--grow", action="store_true", help="time and memory against tokens, blocks and width")
     return parser.parse_args()
 
@@ -118,23 +122,37 @@ def save(model: PreTrainedModel) -> str:
     return f"save_pretrained: {written:.2f} s for {size / 1e9:.2f} GB; as many plain bytes: {plain:.2f} s"
 
 
+def digest(model: PreTrainedModel) -> str:
+    """A hash of every parameter, bit for bit: removed entries, and what became of the others."""
+    found = hashlib.sha256()
+    for parameter in model.parameters():
+        found.update(memoryview(parameter.detach().cpu().contiguous().view(torch.uint8).numpy()))
+    return found.hexdigest()[:16]
+
+
 def main() -> None:
     arguments = parse_arguments()
+    ranks = current_ranks()  # several processes join here; each has a GPU of its own
+    say = print if ranks.main else lambda *_, **__: None
     transformers.logging.set_verbosity_error()
     device = torch.device(arguments.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     dtype = getattr(torch, arguments.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     rates = measure_rates(device, dtype)
-    print(f"{name}; torch {torch.__version__}, transformers {transformers.__version__}\n{rates}", flush=True)
+    name += f" x {ranks.count}" if ranks.count > 1 else ""
+    say(f"{name}; torch {torch.__version__}, transformers {transformers.__version__}\n{rates}", flush=True)
     what = arguments.recipe or arguments.method
-    print(
+    say(
         f"{arguments.shape}, {what}, {arguments.samples} x {arguments.seq_len} tokens, batches of {arguments.batch_size}\n"
     )
-    run(argparse.Namespace(**{**vars(arguments), "layers": 1}), rates, min(arguments.samples, arguments.batch_size))
+    few = max(ranks.count, min(arguments.samples, arguments.batch_size))
+    run(argparse.Namespace(**{**vars(arguments), "layers": 1}), rates, few)  # what is compiled once, is now
     if not arguments.grow:
         model, times = run(arguments, rates, arguments.samples)
-        print(times.table(), flush=True)
-        if arguments.save:
+        say(times.table(), flush=True)
+        if arguments.digest:
+            print(f"process {ranks.index}: pruned weights {digest(model)}", flush=True)
+        if arguments.save and ranks.main:
             print(save(model))
         return
     runs = []
@@ -143,7 +161,7 @@ def main() -> None:
         sizes = model.config.num_hidden_layers, model.config.hidden_size
         runs.append((label, arguments.samples * tokens * arguments.seq_len, *sizes, times))
         del model
-    print(growth_table(runs), flush=True)
+    say(growth_table(runs), flush=True)
 
 
 if __name__ == "__main__":
