@@ -57,10 +57,11 @@ class Ranks:
         """Whether this process writes, warns and shows progress."""
         return self.index == 0
 
-    def share(self, blocks: Tensor) -> Tensor:
-        """This process's part of the calibration blocks (samples, seq_len): every `count`-th one.
+    def share(self, blocks: Tensor, batch_size: int = 1) -> Tensor:
+        """This process's part of the calibration blocks (samples, seq_len): every `count`-th batch of them.
 
-        So a minibatch of the reconstruction, consecutive blocks on one process, is made of the same blocks on several.
+        With batches that are the same on one process and on several, so is what a kernel makes of each. Where there are
+        fewer batches than processes, every `count`-th block.
 
         Raises:
             ConfigurationError: there are fewer blocks than processes.
@@ -70,7 +71,10 @@ class Ranks:
                 f"{len(blocks)} calibration blocks cannot be shared by {self.count} processes; give num_samples of at "
                 f"least {self.count}, or launch fewer processes"
             )
-        return blocks[self.index :: self.count]
+        batches = blocks.split(batch_size)
+        if len(batches) < self.count:
+            batches = blocks.split(1)
+        return torch.cat(batches[self.index :: self.count])
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """Add up a tensor over all processes, in place."""
@@ -96,7 +100,7 @@ class Ranks:
             return tensor
         sent = tensor.detach().contiguous().to(self.wire or tensor.device)
         distributed.broadcast(sent.reshape(-1).view(torch.uint8), source)  # bytes: no backend knows all dtypes
-        if sent.data_ptr() != tensor.data_ptr():
+        if sent.data_ptr() != tensor.data_ptr() and source != self.index:
             tensor.copy_(sent)
         return tensor
 

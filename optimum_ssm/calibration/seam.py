@@ -41,7 +41,8 @@ class ScanSeam:
     """What the replaced scan adds to while it runs.
 
     Attributes:
-        sums (`dict[str, Tensor]`): accumulators by name, float32; made at the first call after `start`.
+        sums (`dict[str, Tensor]`): accumulators by name, made at the first call after `start`; float64, but for
+            those of every time step, which are too large for that.
         tokens (`int`): tokens that went into them.
     """
 
@@ -64,7 +65,7 @@ class ScanSeam:
 
     def _add_moments(self, found: dict[str, Tensor]) -> None:
         for name, value in found.items():
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
+            self.sums[name] = self.sums[name] + value if name in self.sums else value.double()
 
     def _of_scan(self) -> dict[str, Tensor] | None:
         """The sums that the scan itself fills."""
@@ -74,9 +75,10 @@ class ScanSeam:
         """`mamba_selective_scan` with the sums. Shapes as in `ops.selective_scan`."""
         kwargs = _without_fallback_flags(kwargs)
         if self._names and self._names[0] not in self.sums:
-            self.sums |= mamba_scan.allocate_sums(
-                self._names, channels=x.shape[1], state_size=A.shape[1], length=x.shape[2], device=x.device
-            )
+            sizes = {"channels": x.shape[1], "state_size": A.shape[1], "length": x.shape[2], "device": x.device}
+            for name in self._names:
+                dtype = torch.float32 if "length" in mamba_scan.SCAN_SUMS[name].dims else torch.float64
+                self.sums |= mamba_scan.allocate_sums((name,), **sizes, dtype=dtype)
         self.tokens += x.shape[0] * x.shape[2]
         self._add_moments(mamba_moments(self._moments, x, dt, B, C, kwargs))
         return mamba_scan.selective_scan(x, dt, A, B, C, sums=self._of_scan(), **kwargs)
@@ -87,7 +89,7 @@ class ScanSeam:
         kwargs = {name: value for name, value in kwargs.items() if value is not None}
         if self._names and self._names[0] not in self.sums:
             self.sums |= mamba2_scan.allocate_sums(
-                self._names, heads=x.shape[2], state_size=B.shape[3], device=x.device
+                self._names, heads=x.shape[2], state_size=B.shape[3], device=x.device, dtype=torch.float64
             )
         self.tokens += x.shape[0] * x.shape[1]
         self._add_moments(mamba2_moments(self._moments, x, dt, B, C, kwargs))

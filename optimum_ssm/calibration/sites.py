@@ -112,6 +112,7 @@ class BlockStatistics:
             return self._finished[need]
         if statistic is None:
             value = self._scan_sums.get(need.statistic)
+            value = None if value is None else value.float()
         else:
             value = statistic.value() if statistic.tokens else None
         if seen != tokens or value is None:

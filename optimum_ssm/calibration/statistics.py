@@ -28,12 +28,13 @@ TENSOR_CORE_TERMS = 2048
 class Statistic:
     """A sum with the number of tokens in it, sized by its first input. Symbols: B sequences, L tokens, T = B·L in all.
 
+    What one update adds is computed in float32, the sum over updates is float64: rounded to float32, it is the same
+    whatever the order and however the updates were shared out over processes.
+
     Attributes:
         sum (`Tensor`, *optional*): where the inputs are; `None` before the first one.
         tokens (`int`): tokens that went into it.
     """
-
-    dtype = torch.float32
 
     def __init__(self) -> None:
         self.sum: Tensor | None = None
@@ -46,7 +47,7 @@ class Statistic:
     def update(self, x: Tensor) -> None:
         """Add the inputs `x` (B, L, columns)."""
         if self.sum is None:
-            self.sum = torch.zeros(self.shape(x.shape[-1]), dtype=self.dtype, device=x.device)
+            self.sum = torch.zeros(self.shape(x.shape[-1]), dtype=torch.float64, device=x.device)
         self.tokens += x.shape[0] * x.shape[1]
         self._add(x.detach().to(self.sum.device))
 
@@ -84,12 +85,15 @@ class Gram(Statistic):
         x = x.reshape(-1, x.shape[-1])
         if not x.is_cuda or x.dtype not in (torch.bfloat16, torch.float16):
             x = x.float()
-            self.sum.addmm_(x.T, x)
+            self.sum += x.T @ x
             return
         # Tensor cores: products of two such numbers are exact in float32. Their sums are cut off, not rounded, which adds
         # up over many terms; a part at a time they err about as much as float32 products.
-        for part in x.split(TENSOR_CORE_TERMS):
-            torch.addmm(self.sum, part.T, part, out_dtype=torch.float32, out=self.sum)
+        first, *rest = x.split(TENSOR_CORE_TERMS)
+        added = torch.mm(first.T, first, out_dtype=torch.float32)
+        for part in rest:
+            torch.addmm(added, part.T, part, out_dtype=torch.float32, out=added)
+        self.sum += added
 
 
 class ConvGram(Statistic):
@@ -122,9 +126,7 @@ class ConvGram(Statistic):
 
 
 class Moments(Statistic):
-    """Mean and variance of every column. Sums are float64: the difference of two large ones is the variance."""
-
-    dtype = torch.float64
+    """Mean and variance of every column, all of it in float64: the difference of two large sums is the variance."""
 
     def shape(self, columns: int) -> tuple[int, ...]:
         return (2, columns)
@@ -154,7 +156,7 @@ class SequenceActivity(Statistic):
 
     def value(self) -> Tensor:
         """Not per token: a norm over sequences."""
-        return self.sum.sqrt()
+        return self.sum.sqrt().float()
 
 
 STATISTICS = {

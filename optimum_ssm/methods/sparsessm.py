@@ -102,7 +102,12 @@ class SparseSSM(WeightMethod):
         if self.variant == "v1":
             return self._vote(weight, statistics["state_prev"], selection)
         weights = self._time_weights(len(statistics["state_prev"]), selection).to(weight.device)
-        return torch.einsum("t,tcn,tcn->cn", weights, statistics["decay_sum"].square(), statistics["state_prev"])
+        total = torch.zeros_like(weight)
+        for w, decay, state in zip(weights, statistics["decay_sum"], statistics["state_prev"]):
+            total.addcmul_(
+                decay.square().mul_(state), w
+            )  # a step at a time: all of them at once would be copied whole
+        return total
 
     def prune(self, weight: Tensor, statistics: Statistics, kind: str, selection: Selection) -> tuple[Tensor, Tensor]:
         if kind != "a_log":

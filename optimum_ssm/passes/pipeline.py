@@ -75,7 +75,9 @@ def run_pass(
                 model, lambda: gradient_statistics(model, wanted, ids, plan.config.batch_size, ranks)
             )
         work, weights = plan.work(model, removed, gradients), BlockWeights(model, plan.config.device)
-        tokens, ids = (0, None) if ids is None else (ids.numel(), ranks.share(ids))
+        # a step of the reconstruction takes blocks that follow each other from all processes
+        together = 1 if plan.reconstruction.epochs else plan.config.batch_size
+        tokens, ids = (0, None) if ids is None else (ids.numel(), ranks.share(ids, together))
         copies = 3 if plan.reconstruction.epochs else 2  # inputs, dense outputs, and what reconstruction aims at
         device = weights.device_of(family.blocks(model)[0][1])
         with stream_placement(model, plan.config.offload, copies, ids, device) as placement:

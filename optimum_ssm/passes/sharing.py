@@ -5,10 +5,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from ..calibration.placement import to_main_memory
 from ..calibration.ranks import Ranks
 from ..errors import CalibrationError
 from .outcome import Outcome
@@ -32,7 +34,7 @@ def apply_tasks(work: Work, place: Place, tasks: Sequence[Any], values: Mapping[
         CalibrationError: in every process, whichever of them could not do its task.
     """
     if ranks.alone or not work.independent:
-        outcomes = [work.apply(place, task, values[task]) for task in tasks]
+        outcomes = [_at_home(work.apply(place, task, values[task])) for task in tasks]
         if outcomes and not ranks.alone:
             ranks.align_(place.block)
         return outcomes
@@ -49,10 +51,15 @@ def apply_tasks(work: Work, place: Place, tasks: Sequence[Any], values: Mapping[
     outcomes = []
     for number, (task, owner) in enumerate(zip(tasks, owners)):
         entries = work.entries(task)
-        mask = done[number].mask if owner == ranks.index else torch.empty(entries.shape, dtype=torch.bool)
+        mask = done[number].mask if owner == ranks.index else entries.new_empty(entries.shape, dtype=torch.bool)
         ranks.broadcast_(entries, owner)
-        outcomes.append(Outcome(task.target, ranks.broadcast_(mask, owner), found[owner][number]))
+        outcomes.append(_at_home(Outcome(task.target, ranks.broadcast_(mask, owner), found[owner][number])))
     return outcomes
+
+
+def _at_home(outcome: Any) -> Any:
+    """The same with its mask in main memory, if it has one."""
+    return replace(outcome, mask=to_main_memory(outcome.mask)) if isinstance(outcome, Outcome) else outcome
 
 
 def share_out(costs: Sequence[float], count: int) -> list[int]:

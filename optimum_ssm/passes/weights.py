@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from ..calibration.gradients import GRADIENT_STATISTICS
-from ..calibration.placement import to_main_memory
 from ..calibration.sites import Need
 from ..errors import CalibrationError
 from ..families.matching import Target
@@ -114,7 +113,7 @@ class WeightWork(Work[Task]):
         after = after.to(parameter.dtype).masked_fill(mask, self.plan.fill(kind))
         shape = parameter[target.rows].shape
         parameter[target.rows] = after.reshape(shape)
-        return Outcome(target, to_main_memory(mask.reshape(shape)), output_error(before, after.float(), values))
+        return Outcome(target, mask.reshape(shape), output_error(before, after.float(), values))
 
     def _evidence(self, task: Task, values: Values) -> Evidence:
         weight, values = self._read(task.target), self._of_rows(task, values)

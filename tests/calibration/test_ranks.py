@@ -78,6 +78,15 @@ def test_two_processes_are_as_one(launched: tuple, run: str) -> None:
     assert one["perplexity"] == pytest.approx(single["perplexity"], rel=1e-4)
 
 
+@pytest.mark.parametrize("run", [name for name in RUNS if name.startswith("batches")])
+def test_shared_in_whole_batches_all_is_the_same_to_the_bit(launched: tuple, run: str) -> None:
+    """Also weights that SparseGPT has updated, and whatever the order in which sums were taken."""
+    (first, _), _, alone, _ = launched
+    for what in ("statistics", "masks", "weights"):
+        for name, value in alone[run][what].items():
+            assert torch.equal(first[run][what][name], value), f"{what} of {name} differ"
+
+
 def test_statistics_were_taken_of_all_blocks(launched: tuple) -> None:
     """Oracles above would hold for statistics of nothing: there are some, and of every kind of sum."""
     names = {name.rpartition(" ")[2] for run in launched[2].values() for name in run["statistics"]}
@@ -120,12 +129,18 @@ def test_one_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ALONE.on_main(lambda: 3) == 3
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
 @pytest.mark.parametrize("samples", [4, 5, 7])
-def test_every_block_is_read_once(samples: int) -> None:
+def test_every_block_is_read_once(samples: int, batch_size: int) -> None:
     blocks = torch.arange(samples)[:, None]
-    parts = [Ranks(index, 3).share(blocks) for index in range(3)]
+    parts = [Ranks(index, 3).share(blocks, batch_size) for index in range(3)]
     assert sorted(torch.cat(parts).flatten().tolist()) == list(range(samples))
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    batches = [batch.flatten().tolist() for batch in blocks.split(batch_size)]
+    if len(batches) >= 3:
+        assert all(batch.flatten().tolist() in batches for part in parts for batch in part.split(batch_size))
+        assert max(map(len, parts)) - min(map(len, parts)) <= batch_size
+    else:
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def test_costs_are_balanced() -> None:

@@ -23,6 +23,9 @@ ALL = ["in_proj", "conv1d", "x_proj", "dt_proj", "out_proj"]
 RUNS: dict[str, tuple[str, int, dict[str, Any]]] = {  # family, calibration blocks, config
     "wanda": ("mamba", 5, {"method": "wanda", "targets": ["in_proj", "out_proj"], "allocation": "owl"}),
     "sparsegpt": ("mamba", 6, {"method": "sparsegpt", "targets": ALL}),
+    "batches": ("mamba", 7, {"method": "sparsessm", "targets": [*ALL, "A_log"], "batch_size": 2}),
+    "batches of heads": ("mamba2", 6, {"method": "sparsessm", "targets": ["in_proj", "out_proj", "A_log"],
+                                       "batch_size": 3}),
     "sparsessm": ("mamba", 7, {"method": "sparsessm", "targets": [*ALL, "A_log"]}),
     "votes": ("mamba", 4, {"method": "sparsessm", "targets": ["A_log"], "method_kwargs": {"variant": "v1"}}),
     "weighted": ("mamba", 4, {"method": "sparsessm", "targets": ["A_log"], "method_kwargs": {"variant": "v2"}}),
