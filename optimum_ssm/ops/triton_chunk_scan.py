@@ -22,11 +22,13 @@ import triton.language as tl
 
 # exp of it is 0. Without the bound a memoryless head (A = -exp(38)) would make cumulative sums infinite.
 _MIN_LOG_DECAY = tl.constexpr(-1e3)
+# Of tiles of 256 states Triton 3.6 makes, for some sizes of the others, code for sm_90 that reads beyond its shared memory.
+MAX_STATE_SIZE = 128
 
 
 def suits(x: torch.Tensor, B: torch.Tensor, C: torch.Tensor) -> bool:
     """Whether the scan of such inputs can run here."""
-    return x.dtype == B.dtype == C.dtype == torch.bfloat16
+    return x.dtype == B.dtype == C.dtype == torch.bfloat16 and B.shape[3] <= MAX_STATE_SIZE
 
 
 def scan(
@@ -74,7 +76,7 @@ def block_sizes(state_size: int, head_dim: int) -> dict[str, int]:
     """T, BLOCK_N, BLOCK_P and the number of warps: matrix products need 16 of everything; a state of 4,096 entries leaves
     registers for the rest and room for a second program beside it."""
     states = max(16, triton.next_power_of_2(state_size))
-    rows = max(16, min(triton.next_power_of_2(head_dim), 4096 // states))
+    rows = max(16, min(triton.next_power_of_2(head_dim), 4096 // states, 64))
     return {"T": 64, "BLOCK_N": states, "BLOCK_P": rows, "num_warps": 4}
 
 

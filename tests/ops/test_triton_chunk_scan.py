@@ -40,7 +40,7 @@ def only_this_kernel(monkeypatch, triton_device):
 # (sequences, steps, heads, head dim, groups, states): parts of a chunk, several chunks, and sizes that are no powers of 2
 @pytest.mark.parametrize(
     "sizes",
-    [(2, 9, 4, 3, 2, 5), (1, 1, 1, 1, 1, 1), (1, 130, 2, 20, 1, 16), (2, 64, 2, 64, 1, 128), (1, 67, 3, 40, 3, 200)],
+    [(2, 9, 4, 3, 2, 5), (1, 1, 1, 1, 1, 1), (1, 130, 2, 20, 1, 16), (2, 64, 2, 64, 1, 128), (1, 67, 3, 40, 3, 100)],
 )
 def test_equals_the_recurrence_in_float64(triton_device, sizes):
     given, inputs = bfloat16_inputs(triton_device, *sizes)
@@ -49,6 +49,24 @@ def test_equals_the_recurrence_in_float64(triton_device, sizes):
     assert_close(got_y, y, TOLERANCE)
     assert_close(got_state, state, TOLERANCE)
     assert got_y.dtype == got_state.dtype == torch.float32
+
+
+@pytest.mark.parametrize("head_dim", [16, 32, 64, 128])
+@pytest.mark.parametrize("states", [16, 32, 64, 128])
+def test_every_size_of_tile(triton_device, states, head_dim):
+    given, inputs = bfloat16_inputs(triton_device, 1, 70, 2, head_dim, 1, states)
+    y, state, _ = reference(**inputs)
+    got_y, got_state = scanned(given)
+    assert_close(got_y, y, TOLERANCE)
+    assert_close(got_state, state, TOLERANCE)
+
+
+def test_larger_states_are_left_to_the_recurrence(triton_device):
+    from optimum_ssm.ops.triton_chunk_scan import suits
+
+    given, _ = bfloat16_inputs(triton_device, 1, 3, 1, 2, 1, 130)
+    assert not suits(given["x"], given["B"], given["C"])
+    assert suits(given["x"], given["B"][..., :128], given["C"][..., :128])
 
 
 @pytest.mark.parametrize("missing", [*((name,) for name in OPTIONAL), OPTIONAL])
