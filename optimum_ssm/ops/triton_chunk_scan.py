@@ -10,7 +10,9 @@ the head dim, with the state in registers. With d(t, s) the decay from step s to
 x, B and C are bfloat16, so tensor cores multiply them exactly and add in float32. What meets them, decayed weights, states
 and inputs, is float32: it is cut into two bfloat16 numbers, which together hold 16 of its 24 bits, and multiplied twice. So
 results are within 1e-5 of float32 arithmetic, at (T N + 2 T P + 4 N P) multiply-adds per token and head on tensor cores in
-place of 3 N P and the reductions of the recurrence (`triton_state_space_dual.py`) on other units.
+place of 3 N P and the reductions of the recurrence (`triton_state_space_dual.py`) on other units. d(t, s) comes from a
+difference of sums of log dA: a head that forgets as fast as dA = e^-30 a step has it to 1e-4 only, which is far below the
+rounding of its bfloat16 inputs.
 """
 
 from contextlib import nullcontext
@@ -22,13 +24,20 @@ import triton.language as tl
 
 # exp of it is 0. Without the bound a memoryless head (A = -exp(38)) would make cumulative sums infinite.
 _MIN_LOG_DECAY = tl.constexpr(-1e3)
-# Of tiles of 256 states Triton 3.6 makes, for some sizes of the others, code for sm_90 that reads beyond its shared memory.
-MAX_STATE_SIZE = 128
+# What the kernel takes, and no more. Of other sizes and of strides whose loads are not whole vectors Triton 3.6 makes, for some
+# tiles, code for sm_90 that reads beyond its shared memory; each of these was run on such a GPU and compared.
+STATE_SIZES, HEAD_DIMS, ALIGNMENT = (32, 64, 128), (16, 32, 64, 128), 16
 
 
 def suits(x: torch.Tensor, B: torch.Tensor, C: torch.Tensor) -> bool:
-    """Whether the scan of such inputs can run here."""
-    return x.dtype == B.dtype == C.dtype == torch.bfloat16 and B.shape[3] <= MAX_STATE_SIZE
+    """Whether the scan of such inputs can run here: bfloat16 in rows of neighbours, of sizes that published models have."""
+    return all(
+        tensor.dtype == torch.bfloat16
+        and tensor.shape[3] in sizes
+        and tensor.stride(3) == 1
+        and not any(stride % ALIGNMENT for stride in tensor.stride()[:3])
+        for tensor, sizes in ((x, HEAD_DIMS), (B, STATE_SIZES), (C, STATE_SIZES))
+    )
 
 
 def scan(
@@ -75,9 +84,7 @@ def scan(
 def block_sizes(state_size: int, head_dim: int) -> dict[str, int]:
     """T, BLOCK_N, BLOCK_P and the number of warps: matrix products need 16 of everything; a state of 4,096 entries leaves
     registers for the rest and room for a second program beside it."""
-    states = max(16, triton.next_power_of_2(state_size))
-    rows = max(16, min(triton.next_power_of_2(head_dim), 4096 // states, 64))
-    return {"T": 64, "BLOCK_N": states, "BLOCK_P": rows, "num_warps": 4}
+    return {"T": 64, "BLOCK_N": state_size, "BLOCK_P": min(head_dim, 4096 // state_size, 64), "num_warps": 4}
 
 
 @triton.jit

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from optimum_ssm.ops.state_space_dual import state_space_dual
 
@@ -37,10 +38,16 @@ def only_this_kernel(monkeypatch, triton_device):
     monkeypatch.delattr(triton_state_space_dual, "_recur")
 
 
-# (sequences, steps, heads, head dim, groups, states): parts of a chunk, several chunks, and sizes that are no powers of 2
+# (sequences, steps, heads, head dim, groups, states): parts of a chunk, whole ones, several, and groups
 @pytest.mark.parametrize(
     "sizes",
-    [(2, 9, 4, 3, 2, 5), (1, 1, 1, 1, 1, 1), (1, 130, 2, 20, 1, 16), (2, 64, 2, 64, 1, 128), (1, 67, 3, 40, 3, 100)],
+    [
+        (2, 9, 4, 16, 2, 32),
+        (1, 1, 1, 16, 1, 32),
+        (1, 130, 2, 32, 1, 32),
+        (2, 64, 2, 64, 1, 128),
+        (1, 67, 6, 64, 3, 64),
+    ],
 )
 def test_equals_the_recurrence_in_float64(triton_device, sizes):
     given, inputs = bfloat16_inputs(triton_device, *sizes)
@@ -52,7 +59,7 @@ def test_equals_the_recurrence_in_float64(triton_device, sizes):
 
 
 @pytest.mark.parametrize("head_dim", [16, 32, 64, 128])
-@pytest.mark.parametrize("states", [16, 32, 64, 128])
+@pytest.mark.parametrize("states", [32, 64, 128])
 def test_every_size_of_tile(triton_device, states, head_dim):
     given, inputs = bfloat16_inputs(triton_device, 1, 70, 2, head_dim, 1, states)
     y, state, _ = reference(**inputs)
@@ -61,17 +68,23 @@ def test_every_size_of_tile(triton_device, states, head_dim):
     assert_close(got_state, state, TOLERANCE)
 
 
-def test_larger_states_are_left_to_the_recurrence(triton_device):
+def test_what_is_left_to_the_recurrence(triton_device):
+    """Other sizes, other dtypes, and rows that do not lie as vectors are loaded."""
     from optimum_ssm.ops.triton_chunk_scan import suits
 
-    given, _ = bfloat16_inputs(triton_device, 1, 3, 1, 2, 1, 130)
-    assert not suits(given["x"], given["B"], given["C"])
-    assert suits(given["x"], given["B"][..., :128], given["C"][..., :128])
+    given, _ = bfloat16_inputs(triton_device, 1, 3, 1, 16, 1, 64)
+    x, B, C = (given[name] for name in ("x", "B", "C"))
+    assert suits(x, B, C) and suits(x, B[..., :32], C[..., :32])
+    assert not suits(x.float(), B, C) and not suits(x, B, C.float())
+    assert not suits(x[..., :12], B, C) and not suits(x, B[..., :31], C[..., :31])
+    assert not suits(x.transpose(1, 3).contiguous().transpose(1, 3), B, C)
+    padded = torch.zeros(1, 3, 1, 72, dtype=torch.bfloat16, device=triton_device)
+    assert not suits(x, padded[..., :64], C)
 
 
 @pytest.mark.parametrize("missing", [*((name,) for name in OPTIONAL), OPTIONAL])
 def test_what_may_be_missing(triton_device, missing):
-    given, inputs = bfloat16_inputs(triton_device, 2, 70, 4, 3, 2, 5)
+    given, inputs = bfloat16_inputs(triton_device, 2, 70, 4, 16, 2, 32)
     given, inputs = ({n: t for n, t in tensors.items() if n not in missing} for tensors in (given, inputs))
     y, state, _ = reference(**inputs, limit=(0.05, 0.6))
     got_y, got_state = scanned(given, dt_limit=(0.05, 0.6))
@@ -82,28 +95,29 @@ def test_what_may_be_missing(triton_device, missing):
 @pytest.mark.parametrize("rate", [1e-4, 3.0, 100.0, math.exp(38), math.exp(88)])
 def test_long_and_short_memory(triton_device, rate):
     """A memoryless head among them: nothing overflows, and its state is that of the last step."""
-    given, inputs = bfloat16_inputs(triton_device, 1, 100, 2, 3, 1, 5)
+    given, inputs = bfloat16_inputs(triton_device, 1, 100, 2, 16, 1, 32)
     inputs["A"][0] = given["A"][0] = -torch.tensor(rate).float()
     y, state, _ = reference(**inputs)
     got_y, got_state = scanned(given)
-    assert_close(got_y[:, :, 0], y[:, :, 0], TOLERANCE)
-    assert_close(got_state[:, 0], state[:, 0], TOLERANCE)
+    # A difference of two sums of 64 log dA is as exact as float32 holds the larger one; beyond -1e3 a step all are 0.
+    step = float(F.softplus(inputs["dt"] + inputs["dt_bias"])[..., 0].mean()) * rate
+    tolerance = TOLERANCE + (64 * step * 2**-23 if step < 1e3 else 0)
+    assert_close(got_y[:, :, 0], y[:, :, 0], tolerance)
+    assert_close(got_state[:, 0], state[:, 0], tolerance)
 
 
-def test_layouts_are_free(triton_device):
-    """x, B and C as views of one [B, L, channels] or [B, channels, L] convolution output."""
-    given, inputs = bfloat16_inputs(triton_device, 2, 66, 2, 8, 2, 16)
+def test_parts_of_a_convolution_output(triton_device):
+    """x, B and C as views of one [B, L, channels], as the mixer cuts them."""
+    given, inputs = bfloat16_inputs(triton_device, 2, 66, 2, 32, 2, 32)
     y = reference(**inputs)[0]
-    for turned in (False, True):
-        rows = torch.cat([given[name].flatten(2) for name in ("x", "B", "C")], 2)
-        rows = rows.transpose(1, 2).contiguous().transpose(1, 2) if turned else rows
-        parts = rows.split([16, 32, 32], 2)
-        views = {name: part.unflatten(2, given[name].shape[2:]) for name, part in zip(("x", "B", "C"), parts)}
-        assert_close(scanned(given | views)[0], y, TOLERANCE)
+    rows = torch.cat([given[name].flatten(2) for name in ("x", "B", "C")], 2)
+    parts = rows.split([64, 64, 64], 2)
+    views = {name: part.unflatten(2, given[name].shape[2:]) for name, part in zip(("x", "B", "C"), parts)}
+    assert_close(scanned(given | views)[0], y, TOLERANCE)
 
 
 def test_non_finite_inputs_stay_so(triton_device):
-    given, _ = bfloat16_inputs(triton_device, 1, 70, 2, 3, 1, 5)
+    given, _ = bfloat16_inputs(triton_device, 1, 70, 2, 16, 1, 32)
     given["dt"][0, 3, 0] = math.nan
     y, state = scanned(given)
     assert y[0, 3:, 0].isnan().all() and state[0, 0].isnan().all()

@@ -85,7 +85,7 @@ CASES = [
     (MAMBA2, ("*fp16", SUMS, ("groups",), 200, 3)),
     (MAMBA2, ("*fp32", ("state_energy",), ("heads", "head_dim", "groups", "state_size", "length", "x_row"), 1, 1)),
     (CHUNK, ((), ("x_row", "B_state", "C_state"), 128, 64)),
-    (CHUNK, (("D", "initial_states"), ("x_step",), 16, 3)),
+    (CHUNK, (("D", "initial_states"), ("x_row", "B_state", "C_state"), 32, 16)),
     (CONVOLUTION, ("*bf16", (), ("x_channel",), True)),
     (CONVOLUTION, ("*fp32", ("bias",), ("x_step",), False)),
     (SWEEP, (("block_column", "chosen_column"), 0, 0)),
