@@ -16,6 +16,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,7 @@ def read_parameter(model: nn.Module, name: str) -> Tensor:
 
 
 class BlockWeights:
-    """Brings the blocks of a model to where they are worked on, one at a time.
+    """Brings the blocks of a model to where they are worked on, one at a time, and fetches the next one meanwhile.
 
     Args:
         model (`nn.Module`): the model.
@@ -118,6 +119,8 @@ class BlockWeights:
         self.model, self.device = model, None if device is None else torch.device(device)
         if self.device is not None and self.device.type == "cuda" and self.device.index is None:
             self.device = torch.device("cuda", torch.cuda.current_device())  # as parameters name it
+        self._fetcher = ThreadPoolExecutor(1, "optimum_ssm weights")
+        self._coming: tuple[nn.Module, Future] | None = None
 
     def device_of(self, block: nn.Module) -> torch.device:
         """Where a block will be worked on."""
@@ -125,41 +128,79 @@ class BlockWeights:
         return self.device if self.device is not None and not is_offloaded(block) else there
 
     @contextmanager
-    def at_hand(self, name: str, block: nn.Module, *, edit: bool) -> Iterator[None]:
+    def at_hand(
+        self, name: str, block: nn.Module, *, edit: bool, following: nn.Module | None = None
+    ) -> Iterator[None]:
         """While the context is open, the block has real parameters on the device where it is worked on.
 
         Args:
             name (`str`): its qualified name in the model.
             block (`nn.Module`): the block.
             edit (`bool`): what was changed stays; without it, what the block was is put back.
+            following (`nn.Module`, *optional*): the block that will be asked for next, unchanged until then. Its values are
+                copied while this one is worked on, which takes room for one block more.
         """
-        if is_offloaded(block):
-            yield from self._offloaded(name, block, edit)
-        elif self.device is not None and self.device != next(block.parameters()).device:
-            yield from self._moved(block)
-        else:
-            yield
+        try:
+            if is_offloaded(block):
+                yield from self._offloaded(name, block, edit, following)
+            elif self._is_brought(block):
+                yield from self._moved(block, following)
+            else:
+                yield
+        except BaseException:
+            self._wait()  # the next block is as it was, too
+            raise
 
-    def _moved(self, block: nn.Module) -> Iterator[None]:
+    def _is_brought(self, block: nn.Module) -> bool:
+        return self.device is not None and self.device != next(block.parameters()).device
+
+    def _fetch(self, following: nn.Module | None) -> None:
+        """Begin to copy the values of the next block."""
+        if following is not None and (is_offloaded(following) or self._is_brought(following)):
+            self._coming = following, self._fetcher.submit(self._copies, following)
+
+    def _fetched(self, block: nn.Module) -> Any:
+        """The copies of a block's values, under way or made now."""
+        coming, self._coming = self._coming, None
+        if coming is not None and coming[0] is block:
+            return coming[1].result()
+        return self._copies(block)
+
+    def _wait(self) -> None:
+        if self._coming is not None:
+            wait([self._coming[1]])
+            self._coming = None
+
+    def _copies(self, block: nn.Module) -> Any:
+        """Of an offloaded block, by module and name; of one that is brought, of all its tensors in order."""
+        if is_offloaded(block):
+            return {module: _values(module) for module in block.modules() if has_offloaded_params(module)}
+        return [tensor.data.to(self.device) for tensor in _tensors(block)]
+
+    def _moved(self, block: nn.Module, following: nn.Module | None) -> Iterator[None]:
         home = next(block.parameters()).device
         with phase("weights"):
-            _move(block, self.device)
+            for tensor, value in zip(_tensors(block), self._fetched(block)):
+                tensor.data = value
+        self._fetch(following)
         try:
             yield
         finally:
             with phase("weights"):
-                _move(block, home)
+                for tensor in _tensors(block):
+                    tensor.data = tensor.data.to(home)
 
-    def _offloaded(self, name: str, block: nn.Module, edit: bool) -> Iterator[None]:
+    def _offloaded(self, name: str, block: nn.Module, edit: bool, following: nn.Module | None) -> Iterator[None]:
         with phase("weights"):
             device = work_device(block)
+            values = self._fetched(block)
             hooks = {module: module._hf_hook for module in block.modules() if hasattr(module, "_hf_hook")}
             metas = {module: dict(module.named_parameters(recurse=False)) for module in hooks}
-            values = {module: _values(module) for module in hooks if has_offloaded_params(module)}
             remove_hook_from_module(block, recurse=True)
             for module, found in values.items():
                 for leaf, value in found.items():
                     setattr(module, leaf, nn.Parameter(value, requires_grad=metas[module][leaf].requires_grad))
+        self._fetch(following)
         try:
             yield
         finally:
@@ -204,8 +245,12 @@ class BlockWeights:
 
 def _values(module: nn.Module) -> dict[str, Tensor]:
     """Copies of a module's own parameters on the device where it computes; the originals are not to be written to."""
+    metas = dict(module.named_parameters(recurse=False))
     with align_module_device(module):
-        return {name: parameter.detach().clone() for name, parameter in module.named_parameters(recurse=False)}
+        found = {name: parameter.detach().clone() for name, parameter in module.named_parameters(recurse=False)}
+    for name, meta in metas.items():  # accelerate leaves other objects in their place
+        setattr(module, name, meta)
+    return found
 
 
 def _hook(hooks: Mapping[nn.Module, ModelHook]) -> None:
@@ -222,10 +267,9 @@ def _forget(hook: AlignDevicesHook) -> None:
                 store.pop(key)
 
 
-def _move(block: nn.Module, device: torch.device) -> None:
-    """As `block.to(device)`: parameters stay the objects that they are."""
-    for tensor in (*block.parameters(), *block.buffers()):
-        tensor.data = tensor.data.to(device)
+def _tensors(block: nn.Module) -> list[Tensor]:
+    """Parameters and buffers. They stay the objects that they are, as with `block.to(device)`; their data changes."""
+    return [*block.parameters(), *block.buffers()]
 
 
 def _write(model: nn.Module, name: str, block: nn.Module, device: torch.device) -> OffloadedWeightsLoader:

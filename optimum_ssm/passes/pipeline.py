@@ -120,7 +120,8 @@ class _Run:
         bar = BlockProgress(blocks, f"Pruning ({self.config.method})", self.model, self.ranks)
         for index, (name, block) in enumerate(bar):
             finished = index < self.shards.finished
-            with self.weights.at_hand(name, block, edit=index in self.work.tasks):
+            following = blocks[index + 1][1] if index + 1 < len(blocks) else None
+            with self.weights.at_hand(name, block, edit=index in self.work.tasks, following=following):
                 outcome, goal = (self._put_back if finished else self._prune)(index, stream, goal)
                 if not finished:
                     self.shards.keep(outcome, name, block, self.family)
@@ -194,7 +195,8 @@ class _Run:
         if any(wanted.values()):
             stream = self._stream()
             for index, (name, block) in enumerate(progress(self.blocks, "Planning", "block", self.ranks)):
-                with self.weights.at_hand(name, block, edit=False):
+                following = self.blocks[index + 1][1] if index + 1 < len(self.blocks) else None
+                with self.weights.at_hand(name, block, edit=False, following=following):
                     place, values = self._collect(index, stream, wanted.get(index, {}))
                     with phase("planning"):
                         summaries |= work.summarise(place, values)

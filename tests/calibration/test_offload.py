@@ -7,6 +7,7 @@ import hashlib
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import current_thread, main_thread
 
 import pytest
 import torch
@@ -164,6 +165,43 @@ def test_blocks_that_are_only_read_have_their_own_hooks_again(mamba: Path, token
     assert hooks(model) == before
     assert all(parameter is parameters[name] for name, parameter in block.named_parameters())
     assert read_parameter(model, "backbone.layers.0.mixer.out_proj.weight").any(), "what was written is forgotten"
+
+
+def test_the_next_block_comes_while_one_is_worked_on(
+    mamba: Path, token_ids: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load(mamba, token_ids(1), SOME).model
+    (first, one), (second, two) = ((f"backbone.layers.{i}", model.base_model.layers[i]) for i in (0, 2))
+    parts = {module: name for name, module in model.named_modules()}
+    dense, read, original = dict(two.named_parameters()), [], offload._values
+
+    def values(module: nn.Module) -> dict[str, Tensor]:
+        read.append((parts[module].rpartition(".mixer")[0] or parts[module].rpartition(".")[0], current_thread()))
+        return original(module)
+
+    monkeypatch.setattr(offload, "_values", values)
+    weights = BlockWeights(model)
+    with weights.at_hand(first, one, edit=False, following=two):
+        before = {name for name, thread in read if thread is main_thread()}
+        weights._coming[1].result()  # it is read without being asked for again
+        ahead = {name for name, thread in read if thread is not main_thread()}
+        assert all(two.get_parameter(name) is parameter for name, parameter in dense.items()), "and is as it was"
+    assert before == {first} and ahead == {second}
+    count = len(read)
+    with weights.at_hand(second, two, edit=False):
+        assert not is_offloaded(two)
+    assert len(read) == count, "what came ahead is used"
+
+
+def test_a_block_that_came_ahead_is_whole_after_an_exception(mamba: Path, token_ids: Callable[..., Tensor]) -> None:
+    model = load(mamba, token_ids(1), SOME).model
+    one, _, two = model.base_model.layers
+    before, parameters = hooks(model), dict(two.named_parameters())
+    with pytest.raises(RuntimeError, match="stop"):
+        with BlockWeights(model).at_hand("backbone.layers.0", one, edit=False, following=two):
+            raise RuntimeError("stop")
+    assert hooks(model) == before
+    assert all(two.get_parameter(name) is parameter for name, parameter in parameters.items())
 
 
 def test_values_in_main_memory_are_copied_not_lent(tiny_mamba: PreTrainedModel) -> None:
