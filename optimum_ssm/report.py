@@ -81,7 +81,8 @@ class Pass:
             was no calibration, or no block any more.
         reconstruction (`list`): per block the relative distance from the dense model's output before and after its kept
             weights were tuned; empty without reconstruction.
-        reconstruction_seconds (`float`): the part of `seconds` that it took.
+        reconstruction_seconds (`float`, *optional*): what that took, over all blocks, also those of an earlier run that was
+            interrupted; `None` where it is not known.
         removed (`int`): entries that this pass removed and no earlier one had.
         units (`dict`): for a structured pass `axis`, and by block the units `before` and `kept`, which were `removed`, and
             the `groups` of which each keeps the same number. Of whole blocks there is one entry, see
@@ -93,7 +94,7 @@ class Pass:
     tokens: int
     block_errors: list[float | None]
     reconstruction: list[list[float] | None] = field(default_factory=list)
-    reconstruction_seconds: float = 0.0
+    reconstruction_seconds: float | None = None
     removed: int = 0
     units: dict[str, Any] = field(default_factory=dict)
 
@@ -248,9 +249,10 @@ class PruningReport:
         tuned = [pair for done in self.passes[-1:] for pair in done.reconstruction if pair is not None]
         if tuned:
             before, after = (sum(pair[i] for pair in tuned) / len(tuned) for i in (0, 1))
+            seconds = self.passes[-1].reconstruction_seconds
+            took = "" if seconds is None else f", in {seconds:.1f} s"
             facts.append(
-                f"Reconstruction brought the mean distance from the dense blocks from {before:.2e} to {after:.2e}, in "
-                f"{self.passes[-1].reconstruction_seconds:.1f} s."
+                f"Reconstruction brought the mean distance from the dense blocks from {before:.2e} to {after:.2e}{took}."
             )
         for stage, found in self.perplexity.items():
             facts.append(f"Perplexity, {stage}: {found['perplexity']:.3f} ({found['protocol']}).")

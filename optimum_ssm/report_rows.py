@@ -104,9 +104,9 @@ def finished_pass(
     tuned = [None if block is None or block.reconstruction is None else block.reconstruction for block in outcomes]
     errors = [None if block is None else block.error for block in outcomes]
     done = Pass(config.to_dict(), seconds, tokens, errors, removed=removed)
+    done.reconstruction_seconds = sum(values[2] for values in tuned if values is not None)
     if any(tuned):
         done.reconstruction = [None if values is None else list(values[:2]) for values in tuned]
-        done.reconstruction_seconds = sum(values[2] for values in tuned if values is not None)
     return done
 
 

@@ -28,7 +28,7 @@ def gradient_statistics(
 ) -> dict[str, dict[str, Tensor]]:
     """`GRADIENT_STATISTICS` of the named parameters.
 
-    Holds one float32 sum and one gradient per named parameter, and the activations of one batch.
+    Holds one float64 sum and one gradient per named parameter, and the activations of one batch.
 
     Args:
         model (`PreTrainedModel`): a causal language model in eval mode; `requires_grad` flags and gradients are as before
@@ -61,7 +61,7 @@ def _gradients(
     power = torch.abs if statistic == "grad_abs" else torch.square
     wanted = {name: model.get_parameter(name) for name in names}
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    sums = {name: torch.zeros_like(parameter, dtype=torch.float32) for name, parameter in wanted.items()}
+    sums = {name: torch.zeros_like(parameter, dtype=torch.float64) for name, parameter in wanted.items()}
     device = model.get_input_embeddings().weight.device
     try:
         for parameter in flags:
@@ -84,7 +84,7 @@ def _gradients(
         ranks.sum_(value)
         if not value.isfinite().all():
             raise CalibrationError(f"{name}: its gradient is not finite")
-    return sums
+    return {name: value.float() for name, value in sums.items()}
 
 
 def _loss(model: nn.Module, batch: Tensor) -> Tensor:

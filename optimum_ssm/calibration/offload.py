@@ -140,6 +140,8 @@ class BlockWeights:
             following (`nn.Module`, *optional*): the block that will be asked for next, unchanged until then. Its values are
                 copied while this one is worked on, which takes room for one block more.
         """
+        if self._coming is not None and self._coming[0] is block:
+            wait([self._coming[1]])  # until then it looks now offloaded, now not
         try:
             if is_offloaded(block):
                 yield from self._offloaded(name, block, edit, following)

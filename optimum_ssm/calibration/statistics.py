@@ -116,10 +116,10 @@ class ConvGram(Statistic):
         x, length = x.float(), x.shape[1]
         for lag in range(min(self.taps, length)):
             products = x[:, lag:] * x[:, : length - lag]
-            whole = products.sum((0, 1))
-            for j in range(lag, self.taps):
-                unseen = min(self.taps - 1 - j, length - lag)
-                entry = whole - products[:, length - lag - unseen :].sum((0, 1))
+            seen, entry = 0, torch.zeros_like(x[0, 0])
+            for j in range(lag, self.taps):  # each sees one step more than the one before it
+                start, seen = seen, max(0, length - lag - (self.taps - 1 - j))
+                entry = entry + products[:, start:seen].sum((0, 1))
                 self.sum[:, j - lag, j] += entry
                 if lag:
                     self.sum[:, j, j - lag] += entry

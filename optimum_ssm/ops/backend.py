@@ -53,6 +53,16 @@ def check_operands(x: torch.Tensor, shapes: dict[str, tuple[torch.Tensor | None,
             raise ConfigurationError(f"{name!r} is on {tensor.device}: it must be on {x.device}, as x")
 
 
+def active_backend(device: torch.device) -> str:
+    """Which kernels a pass on `device` will use as far as it can, "torch", "triton" or "native"."""
+    name = chosen_backend()
+    if name != "auto":
+        return name
+    if device.type == "cpu":
+        return "native" if library_obstacle() is None else "torch"
+    return "triton" if _triton_is_installed() else "torch"
+
+
 def scan_backend(x: torch.Tensor, state_size: int, backend: str | None = None) -> str:
     """Where Mamba's selective scan of `x` runs, "torch", "triton" or "native".
 

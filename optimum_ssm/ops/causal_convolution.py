@@ -11,6 +11,7 @@ import ctypes
 import torch
 from transformers.utils.import_utils import is_causal_conv1d_available
 
+from ..errors import ConfigurationError
 from .backend import check_operands, chosen_backend, use_triton
 from .native_library import library, library_obstacle
 
@@ -54,7 +55,7 @@ def causal_convolution(
         y, [B, I, L] in x's dtype, a transposed view of a contiguous [B, L, I]. Arithmetic is float32.
 
     Raises:
-        ConfigurationError: a tensor of wrong shape or on another device than x.
+        ConfigurationError: a tensor of wrong shape or on another device than x; on a CPU also x of another dtype or layout.
     """
     if x.is_cuda:
         from .triton_causal_convolution import convolve
@@ -62,10 +63,14 @@ def causal_convolution(
         return convolve(x, weight, bias, activation)
     batch, channels, length = x.shape
     check_operands(x, {"weight": (weight, (channels, weight.shape[-1])), "bias": (bias, (channels,))})
+    if x.dtype != torch.float32 or x.stride(1) != 1:
+        raise ConfigurationError(
+            f"x is {x.dtype} with stride {x.stride(1)} over channels: it must be float32 with stride 1"
+        )
     # Whatever is made here lives until the call is over.
-    x, taps = x.detach(), weight.detach().t().contiguous()
+    x, taps = x.detach(), weight.detach().to(torch.float32).t().contiguous()
     bias = None if bias is None else bias.detach().to(torch.float32).contiguous()
-    y = torch.empty(batch, length, channels)
+    y = torch.empty(batch, length, channels, dtype=torch.float32, device=x.device)
     call = Convolution(batch=batch, channels=channels, length=length, taps=len(taps), silu=activation is not None)
     call.x, call.weight, call.y = x.data_ptr(), taps.data_ptr(), y.data_ptr()
     call.bias = None if bias is None else bias.data_ptr()

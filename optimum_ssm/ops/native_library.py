@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -87,8 +88,12 @@ def build(sources: Path) -> ctypes.CDLL:
     key = hashlib.sha256(b"\0".join([*texts, *words, target])).hexdigest()[:20]
     files = [str(path) for path in sorted(sources.glob("*.c"))]
     failure = None
-    for directory in _cache_directories():
+    directories = _cache_directories()
+    while True:
         try:
+            directory = next(directories, None)
+            if directory is None:
+                break
             for path in directory.glob(f"kernels-{key}-*.so"):
                 if path.stem.rpartition("-")[2] == _digest(path):
                     return ctypes.CDLL(str(path))
@@ -101,8 +106,14 @@ def build(sources: Path) -> ctypes.CDLL:
                 path = directory / f"kernels-{key}-{_digest(built)}.so"
                 os.replace(built, path)
             return ctypes.CDLL(str(path))
-        except OSError as error:  # not writable, full, or nothing may be executed there: the next one
+        except (
+            OSError,
+            RuntimeError,
+            BuildError,
+        ) as error:  # not writable, full, or nothing may be executed there: the next one
             failure = error
+    if isinstance(failure, BuildError):
+        raise failure
     raise BuildError(f"the compiled library can be kept or loaded nowhere: {failure}")
 
 
@@ -131,8 +142,11 @@ def _cache_directories() -> Iterator[Path]:
     if named:
         yield Path(named).expanduser()
     else:
-        home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        yield Path(home).expanduser() / "optimum_ssm"
+        home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+        with suppress(RuntimeError):  # a user without a home, as in some containers
+            home = home.expanduser()
+        if home.is_absolute():
+            yield home / "optimum_ssm"
     with tempfile.TemporaryDirectory(prefix="optimum_ssm-", ignore_cleanup_errors=True) as own:
         yield Path(own)  # a loaded library needs its file no more
 

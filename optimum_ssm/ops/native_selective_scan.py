@@ -51,11 +51,12 @@ def scan(inputs: Inputs, sums: dict[str, torch.Tensor]) -> tuple[torch.Tensor, t
     check_operands(x, {name: (getattr(inputs, name), shape) for name, shape in shapes.items()})
     # Whatever is made here lives until the call is over.
     tensors = {name: _as_float32(getattr(inputs, name), contiguous=name not in _ROWS) for name in _INPUTS}
-    y = tensors["y"] = torch.empty(batch, length, channels)
-    state = tensors["last_state"] = torch.empty(batch, states, channels)
-    totals = {name: torch.empty(states, channels, dtype=torch.float64) for name in _OVER_TIME if name in sums}
+    single, double = ({"dtype": dtype, "device": x.device} for dtype in (torch.float32, torch.float64))
+    y = tensors["y"] = torch.empty(batch, length, channels, **single)
+    state = tensors["last_state"] = torch.empty(batch, states, channels, **single)
+    totals = {name: torch.empty(states, channels, **double) for name in _OVER_TIME if name in sums}
     if "gate_energy" in sums:
-        totals["gate_energy"] = torch.empty(channels, dtype=torch.float64)
+        totals["gate_energy"] = torch.empty(channels, **double)
     tensors |= totals | {name: sums[name] for name in _TIME_INDEXED if name in sums}
     call = Call(batch=batch, channels=channels, states=states, length=length, softplus=inputs.delta_softplus)
     call.threads = torch.get_num_threads()

@@ -35,6 +35,7 @@ def suits(x: torch.Tensor, B: torch.Tensor, C: torch.Tensor) -> bool:
         tensor.dtype == torch.bfloat16
         and tensor.shape[3] in sizes
         and tensor.stride(3) == 1
+        and not tensor.data_ptr() % ALIGNMENT
         and not any(stride % ALIGNMENT for stride in tensor.stride()[:3])
         for tensor, sizes in ((x, HEAD_DIMS), (B, STATE_SIZES), (C, STATE_SIZES))
     )

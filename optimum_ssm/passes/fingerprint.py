@@ -17,11 +17,13 @@ from torch import Tensor, nn
 
 from ..calibration.offload import read_parameter
 from ..configuration import SSMPrunerConfig
+from ..ops.backend import active_backend
 from ..version import __version__
 
 
 # Fields that say where something is, not what is computed. The text itself is compared by its token ids.
 PLACES = ("resume_from", "offload", "device", "max_memory", "dataset", "dataset_name", "dataset_split", "text_column")
+FORMAT = 2  # of the pieces themselves
 NAMES = ("_name_or_path", "name_or_path", "transformers_version", "architectures")
 
 
@@ -56,6 +58,8 @@ def fingerprint(
         "pass": number,
         "processes": processes,
         "device": device.type,
+        "kernels": active_backend(device),
+        "format": FORMAT,
         "the model's config": _of(shape),
         "the model's weights": _of(digests),
         "the calibration text": "none" if ids is None else digest(ids),

@@ -66,7 +66,8 @@ def run_pass(
         if isinstance(plan, DropPlan):
             if plan.config.resume_from is not None:
                 logger.warning("a pass that drops whole blocks keeps no pieces in resume_from: it is computed again")
-            drop_units(model, family, plan, None if ids is None else ranks.share(ids), on_block)
+            own = None if ids is None else ranks.share(ids, plan.config.batch_size)
+            drop_units(model, family, plan, own, on_block)
             return
         wanted, shards = plan.gradient_parameters, shards or Shards(ranks)
         gradients = {}

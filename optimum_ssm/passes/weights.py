@@ -106,6 +106,8 @@ class WeightWork(Work[Task]):
             after, mask = self.plan.method.prune(before, values, kind, selection)
         except ValueError as error:
             raise CalibrationError(f"{target.label}: {error}") from error
+        if not after.isfinite().all():
+            raise CalibrationError(f"{target.label}: pruning left the finite numbers; load the model in a wider dtype")
         parameter = self.model.get_parameter(target.parameter)
         if target.parameter in self.removed:
             earlier = self.removed[target.parameter][target.rows].to(mask.device).reshape(mask.shape)

@@ -100,7 +100,9 @@ def _lowest_by_threshold(scores: Tensor, count: int) -> Tensor:
     threshold = threshold.to(scores.dtype)
     mask, equal = scores < threshold, scores == threshold
     wanted = count - mask.sum(-1, keepdim=True)
-    if (equal.sum(-1, keepdim=True) > wanted).any():
+    if len(scores) == 1:  # a whole tensor, or all of them: no counter for every entry
+        equal[0, equal[0].nonzero().squeeze(1)[int(wanted) :]] = False
+    elif (equal.sum(-1, keepdim=True) > wanted).any():
         equal &= equal.cumsum(-1) <= wanted
     return mask | equal
 

@@ -51,8 +51,8 @@ def compensate(
     handle = linear.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     device, width = linear.weight.device, linear.in_features
     residual_mean = torch.zeros(linear.out_features, dtype=torch.float64, device=device)
-    gram = torch.zeros(width, width, device=device)
-    cross = torch.zeros(linear.out_features, width, device=device)
+    gram = torch.zeros(width, width, dtype=torch.float64, device=device)
+    cross = torch.zeros(linear.out_features, width, dtype=torch.float64, device=device)
     tokens = 0
     try:
         for x, dense in samples:
@@ -62,8 +62,8 @@ def compensate(
             tokens += len(lost)
             residual_mean += lost.sum(0, dtype=torch.float64)
             if kind == "least_squares":
-                gram.addmm_(u.T, u)
-                cross.addmm_(lost.T, u)
+                gram += u.T @ u
+                cross += lost.T @ u
     finally:
         handle.remove()
     tokens = int(total(torch.tensor(tokens, device=device)))
@@ -73,7 +73,9 @@ def compensate(
         if kind == "bias":
             _add_bias(linear, (residual_mean / tokens).float())
         else:
-            linear.weight.copy_(linear.weight.float() + _solve(gram / tokens, cross / tokens, gone))
+            linear.weight.copy_(
+                linear.weight.float() + _solve((gram / tokens).float(), (cross / tokens).float(), gone)
+            )
 
 
 def give_bias(linear: nn.Linear) -> None:

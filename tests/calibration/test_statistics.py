@@ -267,3 +267,14 @@ def test_the_reference_forward_is_the_model(either_tiny_model, token_ids):
     with torch.no_grad():
         logits = either_tiny_model(ids, use_cache=False).logits
     torch.testing.assert_close(trace(either_tiny_model, ids)[1].float(), logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_channel_that_fires_at_the_end_alone_is_dead_for_earlier_taps():
+    """To the bit: what never met a tap leaves no rounding behind, which would count as an input."""
+    x = torch.zeros(2, 50, 3)
+    x[:, -2:, 0], x[..., 1] = torch.randn(2, 2), torch.randn(2, 50)
+    statistic = site_statistic("conv_gram", 4)
+    statistic.update(x)
+    gram = statistic.value()
+    assert not gram[0, :2].any() and gram[0, 2, 2] > 0 and gram[0, 3, 3] > gram[0, 2, 2]
+    assert not gram[2].any()

@@ -94,3 +94,11 @@ def test_a_model_runs_through_it_and_has_its_own_back(make_tiny_model, token_ids
         torch.testing.assert_close(model(ids, use_cache=False).logits, expected, rtol=1e-4, atol=1e-5)
         raise RuntimeError("stop")
     assert len(calls) == 2 and modelling.causal_conv1d_fn is original
+
+
+def test_what_it_cannot_read_is_refused():
+    x, weight = torch.ones(1, 4, 8, dtype=torch.float64).transpose(1, 2), torch.ones(8, 4)
+    with pytest.raises(ConfigurationError, match="x is torch.float64 with stride 1 over channels"):
+        causal_convolution(x, weight)
+    with pytest.raises(ConfigurationError, match="x is torch.float32 with stride 4 over channels"):
+        causal_convolution(torch.ones(1, 8, 4), weight)

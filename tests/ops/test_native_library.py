@@ -172,3 +172,23 @@ def test_a_forked_process_scans_with_several_threads():
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     """
     assert finish(start(code))[0] == "0\n"
+
+
+def test_a_full_cache_is_done_without(monkeypatch, cache, tmp_path):
+    """The linker fails there; the next directory will do."""
+    compiler = shutil.which(os.environ.get("CC") or "cc") or shutil.which("gcc") or shutil.which("clang")
+    wrapper = tmp_path / "cc"
+    wrapper.write_text(
+        f'#!/bin/sh\ncase "$*" in *{cache}*) echo "error: No space left on device" >&2; exit 1;; esac\nexec {compiler} "$@"\n'
+    )
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("CC", str(wrapper))
+    assert build(native_library.SOURCES).optimum_ssm_selective_scan
+    assert not list(cache.glob("*.so"))
+
+
+def test_a_user_without_a_home_compiles_elsewhere(monkeypatch):
+    for name in (native_library.VARIABLE, "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])
+    assert build(native_library.SOURCES).optimum_ssm_selective_scan

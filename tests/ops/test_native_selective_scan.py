@@ -272,3 +272,22 @@ def test_auto_is_native_on_the_cpu(monkeypatch):
     assert torch.equal(selective_scan(**inputs, delta_softplus=True), native)
     monkeypatch.setenv("OPTIMUM_SSM_SCAN", "torch")
     assert torch.equal(selective_scan(**inputs, delta_softplus=True), torch_)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_torchs_default_dtype_is_no_matter(dtype):
+    inputs = on("cpu", make_inputs(2, 20, 4, 9))
+    wanted = selective_scan(**inputs, return_last_state=True, **NATIVE)
+    torch.set_default_dtype(dtype)
+    try:
+        found = selective_scan(**inputs, return_last_state=True, **NATIVE)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(one, other) and one.dtype == torch.float32 for one, other in zip(found, wanted))
+
+
+def test_no_state_at_all():
+    """What is left is the skip connection and the gate, as in torch."""
+    inputs = on("cpu", make_inputs(1, 20, 4, 9))
+    inputs |= {"A": inputs["A"][:, :0], "B": inputs["B"][:, :0], "C": inputs["C"][:, :0]}
+    assert_close(selective_scan(**inputs, **NATIVE), selective_scan(**inputs, **NATIVE | {"backend": "torch"}))

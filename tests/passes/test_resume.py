@@ -137,6 +137,15 @@ def test_other_versions_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         pruner_of("weights", tmp_path).prune()
 
 
+def test_other_kernels_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They round otherwise, and a run that goes on promises equal bits."""
+    monkeypatch.setenv("OPTIMUM_SSM_SCAN", "torch")
+    pruner_of("weights", tmp_path).prune()
+    monkeypatch.setenv("OPTIMUM_SSM_SCAN", "native")
+    with pytest.raises(CheckpointError, match=r"kernels was 'torch', is 'native'"):
+        pruner_of("weights", tmp_path).prune()
+
+
 def test_a_directory_with_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(CheckpointError, match=f"holds 'thesis.tex' and no {MARKER}"):

@@ -223,9 +223,9 @@ static void keep(const double *sums, double *to, const struct call *call, int64_
 
 static int block_steps(const struct call *call)
 {
-    const int64_t buffered = 256 / call->states; /* both buffers stay in the second-level cache */
-    if (!call->state_prev && !call->decay_sum)
+    if (!call->states || (!call->state_prev && !call->decay_sum))
         return MOST_STEPS;
+    const int64_t buffered = 256 / call->states; /* both buffers stay in the second-level cache */
     return buffered < 4 ? 4 : buffered > MOST_STEPS / 2 ? MOST_STEPS / 2 : (int)buffered;
 }
 
