@@ -105,7 +105,12 @@ def build(sources: Path) -> ctypes.CDLL:
                 _run([*compiler, *flags, *files, "-o", str(built)], "cannot compile the kernels")
                 path = directory / f"kernels-{key}-{_digest(built)}.so"
                 os.replace(built, path)
-            return ctypes.CDLL(str(path))
+            loaded = ctypes.CDLL(str(path))
+            if failure is not None:
+                logger.warning_once(
+                    f"the compiled kernels are not kept, set {VARIABLE} to another directory: {failure}"
+                )
+            return loaded
         except (
             OSError,
             RuntimeError,

@@ -58,7 +58,7 @@ def fingerprint(
         "pass": number,
         "processes": processes,
         "device": device.type,
-        "kernels": active_backend(device),
+        "kernels (OPTIMUM_SSM_SCAN)": active_backend(device),
         "format": FORMAT,
         "the model's config": _of(shape),
         "the model's weights": _of(digests),

@@ -142,7 +142,7 @@ def test_other_kernels_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("OPTIMUM_SSM_SCAN", "torch")
     pruner_of("weights", tmp_path).prune()
     monkeypatch.setenv("OPTIMUM_SSM_SCAN", "native")
-    with pytest.raises(CheckpointError, match=r"kernels was 'torch', is 'native'"):
+    with pytest.raises(CheckpointError, match=r"kernels \(OPTIMUM_SSM_SCAN\) was 'torch', is 'native'"):
         pruner_of("weights", tmp_path).prune()
 
 
