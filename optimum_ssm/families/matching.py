@@ -48,6 +48,11 @@ class Target:
         return stem if self.segment is None else f"{stem}.{self.segment}"
 
     @property
+    def spellings(self) -> tuple[str, str, str]:
+        """What a config may call it: short, qualified, and the parameter's own name."""
+        return self.name, self.label, self.parameter
+
+    @property
     def rows(self) -> slice:
         """Rows of the weight that the target covers."""
         return slice(None) if self.segment is None else slice(*self.weight.segments[self.segment])
@@ -114,15 +119,19 @@ def _parts(target: Target) -> list[Target]:
 
 def _find(name: str, declared: list[Target], segments: list[Target], field: str) -> list[Target]:
     for pool in (declared, segments):
-        hits = [target for target in pool if _matches(name, target)]
+        hits = [target for target in pool if matches(name, target.spellings)]
         if hits:
             return hits
     allowed = list(dict.fromkeys(target.name for target in declared + segments))
     raise ConfigurationError(unknown(field, name, allowed) + "; also globs, qualified names and 're:…'")
 
 
-def _matches(name: str, target: Target) -> bool:
-    spellings = (target.name, target.label, target.parameter)
+def matches(name: str, spellings: Iterable[str]) -> bool:
+    """Whether a name from a config, a glob or a `re:…` fits one of the spellings.
+
+    Raises:
+        ConfigurationError: what follows `re:` is no regular expression.
+    """
     if name.startswith("re:"):
         try:
             return any(re.fullmatch(name[3:], spelling) for spelling in spellings)

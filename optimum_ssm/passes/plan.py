@@ -52,7 +52,11 @@ class Task:
     @property
     def item(self) -> Item:
         """The target as an allocation sees it."""
-        return Item(self.target.name, self.target.block, self.size, self.target.weight.kind)
+        target, kind = self.target, self.target.weight.kind
+        if target.segment is None:
+            return Item(target.name, target.block, self.size, kind, target.spellings[1:])
+        whole = dataclasses.replace(target, segment=None)
+        return Item(target.name, target.block, self.size, kind, (target.label,), whole.spellings[1:])
 
 
 @dataclass

@@ -26,12 +26,16 @@ class Item:
         block (`int`): index of the block.
         size (`int`): number of entries.
         kind (`str`): `"linear"`, `"conv"` or `"a_log"`.
+        qualified (`tuple[str, ...]`): names that no other block has, such as `backbone.layers.3.mixer.in_proj.z`.
+        whole (`tuple[str, ...]`): of a segment, those of the weight that it is a part of.
     """
 
     name: str
     block: int
     size: int
     kind: str
+    qualified: tuple[str, ...] = ()
+    whole: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

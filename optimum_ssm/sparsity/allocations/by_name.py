@@ -7,12 +7,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from transformers.utils import logging
+
 from ...errors import ConfigurationError
+from ...families.matching import matches
 from ...registry import unknown
 from ..selection import round_half_up
 from . import register_allocation
 from .base import Allocation, Item
 from .budget import exact_counts
+
+
+logger = logging.get_logger(__name__)
 
 
 @register_allocation("by_name")
@@ -33,9 +39,15 @@ class ByName(Allocation):
     that cannot meet it are refused, with the sparsity that they can meet. Where `A_log` is named it loses that share,
     otherwise `sparsity`; it has no part in the budget of the others.
 
+    Names are written as in `targets`: short or qualified ones, globs and `re:…`. The nearest entry decides: one that names the
+    segment before one that names its weight, an exact name before a pattern, a qualified name before a short one. A pattern
+    that fits a weight names the weight, also where it fits its segments. Two patterns as near as each other with different
+    shares are refused, and so is an entry that decides nothing.
+
     Args:
-        shares (`dict[str, float]`): share to remove by target name, such as `in_proj.z`; the name of a weight stands for
-            all of its segments that have no entry of their own.
+        shares (`dict[str, float]`): share to remove by target name, such as `in_proj.z` or `in_proj.*`; the name of a weight
+            stands for all of its segments that have no entry of their own. Left out, all weights lose the same share, with
+            a warning.
     """
 
     summary: ClassVar[str] = "a share of its own for every weight or segment that is named, the rest for the others"
@@ -52,18 +64,28 @@ class ByName(Allocation):
                 )
 
     def check(self, items: list[Item], sparsity: float) -> None:
+        if not self.shares:
+            logger.warning(
+                "allocation='by_name' without allocation_kwargs shares gives all weights the same share; name some, such as "
+                f"shares={{{items[0].name!r}: {sparsity:g}}}, or give allocation='uniform'"
+            )
         self.counts(items, [None] * len(items), sparsity)
 
     def ratios(self, items: list[Item], summaries: list[Any], sparsity: float) -> list[float]:
         return [count / item.size for count, item in zip(self.counts(items, summaries, sparsity), items)]
 
     def counts(self, items: list[Item], summaries: list[Any], sparsity: float) -> list[int]:
-        known = {item.name for item in items}
-        allowed = sorted(known | {name.split(".")[0] for name in known})
         for name in self.shares:
-            if name not in allowed:
-                raise ConfigurationError(unknown("target in allocation_kwargs shares", name, allowed))
-        wished = [self.shares.get(item.name, self.shares.get(item.name.split(".")[0])) for item in items]
+            if not any(matches(name, names) for item in items for names in _names(item)):
+                raise ConfigurationError(_unknown_target(name, items))
+        deciding = [self._deciding(item) for item in items]
+        for name in self.shares:
+            if not any(name in names for names in deciding):
+                raise ConfigurationError(
+                    f"allocation_kwargs shares: {name!r} decides nothing, all that it matches has a nearer entry; leave "
+                    "it out"
+                )
+        wished = [self.shares[names[0]] if names else None for names in deciding]
         counts = [
             round_half_up((sparsity if share is None else share) * item.size) for share, item in zip(wished, items)
         ]
@@ -83,6 +105,50 @@ class ByName(Allocation):
             for i, count in zip(others, shared):
                 counts[i] = count
         return counts
+
+    def _deciding(self, item: Item) -> list[str]:
+        """The entries of `shares` that decide a target: an exact name, or patterns that say the same.
+
+        Raises:
+            ConfigurationError: patterns that say different things.
+        """
+        own, weight = _names(item)
+        of_weight = [name for name in self.shares if matches(name, weight)]
+        of_own = [name for name in self.shares if name not in of_weight and matches(name, own)]
+        for names, patterns in ((own, of_own), (weight, of_weight)):
+            exact = [name for name in names if name in self.shares]
+            if exact:
+                return exact[:1]
+            if len({self.shares[name] for name in patterns}) > 1:
+                said = " and ".join(f"{name!r}: {self.shares[name]}" for name in patterns)
+                raise ConfigurationError(
+                    f"allocation_kwargs shares: {said} all match {own[0]}; give it an entry of its own"
+                )
+            if patterns:
+                return patterns
+        return []
+
+
+def _names(item: Item) -> tuple[list[str], list[str]]:
+    """What a share may call a target, and, of a segment, its weight; qualified names first."""
+    weight, _, segment = item.name.partition(".")
+    return [*item.qualified, item.name], [*item.whole, *([weight] if segment else [])]
+
+
+def _unknown_target(name: str, items: list[Item]) -> str:
+    """The message for a name that matches nothing; that of a segment whose weight is one target needs other targets."""
+    known = {item.name for item in items}
+    allowed = sorted(known | {short.split(".")[0] for short in known})
+    where, more = "target in allocation_kwargs shares", "; also globs, qualified names and 're:…'"
+    stem = name.rpartition(".")[0]
+    for item in items if stem and not name.startswith("re:") else ():
+        if "." not in item.name and matches(stem, _names(item)[0]):
+            return (
+                f"unknown {where} {name!r}: {item.name} is one target of this pass; if it has segments, "
+                f'targets=["{item.name}.*"], beside what else is to be pruned, makes them targets. '
+                f"Allowed: {', '.join(allowed)}{more}"
+            )
+    return unknown(where, name, allowed) + more
 
 
 def _share(count: int, size: int) -> float:

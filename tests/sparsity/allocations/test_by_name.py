@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optimum_ssm import ConfigurationError, SSMPruner, SSMPrunerConfig
+from optimum_ssm.sparsity.allocations.base import Item
 from optimum_ssm.sparsity.allocations.by_name import ByName
 from optimum_ssm.sparsity.selection import round_half_up
 
@@ -48,6 +49,81 @@ def test_named_parts_lose_their_share_and_the_others_equal_shares_of_an_exact_re
 def test_the_name_of_a_weight_stands_for_its_segments_but_for_those_that_are_named():
     items = [item("in_proj.z", size=100), item("in_proj.x", size=100), item("out_proj", size=200)]
     assert counts({"in_proj": 0.2, "in_proj.x": 0.8}, items, 0.5) == [20, 80, 100]
+
+
+def segments(blocks=2):
+    """z, x and B of in_proj and the whole out_proj, 100 entries each, as a plan gives them."""
+    stems = [f"layers.{block}.mixer" for block in range(blocks)]
+    return [
+        Item(f"in_proj.{name}", block, 100, "linear", (f"{stem}.in_proj.{name}",), (f"{stem}.in_proj",))
+        for block, stem in enumerate(stems)
+        for name in "zxB"
+    ] + [Item("out_proj", block, 100, "linear", (f"{stem}.out_proj",)) for block, stem in enumerate(stems)]
+
+
+@pytest.mark.parametrize(
+    "shares, found",
+    [
+        ({"in_proj.*": 0.6, "in_proj.B": 0.1}, [60, 60, 10] * 2 + [70] * 2),
+        ({"in_proj.B": 0.1, "in_proj.*": 0.6}, [60, 60, 10] * 2 + [70] * 2),  # the order says nothing
+        ({"in_proj": 0.6, "*.B": 0.1}, [60, 60, 10] * 2 + [70] * 2),
+        ({"in_*": 0.4, "*.[zx]": 0.5}, [50, 50, 40] * 2 + [60] * 2),
+        ({"in_proj": 0.4, "*": 0.6}, [40] * 6 + [60] * 2),  # a pattern that fits the weight names the weight
+        ({"in_proj": 0.4, "layers.0.mixer.in_proj": 0.5}, [50] * 3 + [40] * 3 + [65, 65]),
+        ({"in_proj.z": 0.4, "layers.0.mixer.in_proj": 0.5}, [40, 50, 50, 40] + [54, 54, 54, 54]),
+        ({"re:.*0.*": 0.7}, [70, 70, 70] + [30] * 3 + [70, 30]),
+        ({"in_*": 0.4, "re:in_.*": 0.4}, [40] * 6 + [80] * 2),
+    ],
+)
+def test_the_nearest_entry_decides(shares, found):
+    assert counts(shares, segments(), sum(found) / 800) == found
+
+
+@pytest.mark.parametrize(
+    "shares, message",
+    [
+        (
+            {"in_proj.*": 0.6, "*.B": 0.1},
+            "'in_proj.*': 0.6 and '*.B': 0.1 all match layers.0.mixer.in_proj.B; give it an",
+        ),
+        ({"in_*": 0.6, "*": 0.1}, "'in_*': 0.6 and '*': 0.1 all match layers.0.mixer.in_proj.z"),
+        ({"in_proj": 0.6, "in_proj.*": 0.1}, "'in_proj' decides nothing, all that it matches has a nearer entry"),
+        ({"x_proj.*": 0.6}, "unknown target in allocation_kwargs shares 'x_proj.*'"),
+        ({"out_proj.*": 0.6}, 'out_proj is one target of this pass; if it has segments, targets=["out_proj.*"]'),
+        ({"re:(": 0.6}, "'re:(' is not a regular expression"),
+    ],
+)
+def test_patterns_that_say_two_things_or_nothing_are_refused(shares, message):
+    with pytest.raises(ConfigurationError) as caught:
+        counts(shares, segments(), 0.5)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["in_proj.z", "in_proj.*", "backbone.layers.0.mixer.in_proj.z"])
+def test_a_segment_of_a_weight_that_is_one_target_needs_other_targets(tiny_mamba2, name):
+    config = SSMPrunerConfig(method="magnitude", sparsity=0.5, allocation="by_name",
+                             allocation_kwargs={"shares": {name: 0.5}})  # fmt: skip
+    with pytest.raises(ConfigurationError) as caught:
+        SSMPruner(tiny_mamba2).prune(config)
+    assert 'targets=["in_proj.*"]' in str(caught.value) and "Did you mean" not in str(caught.value)
+
+
+def test_one_block_by_its_qualified_name(tiny_mamba2):
+    shares = {"backbone.layers.1.*": 0.75}
+    config = SSMPrunerConfig(method="magnitude", sparsity=0.5, targets=["in_proj.*"], allocation="by_name",
+                             allocation_kwargs={"shares": shares})  # fmt: skip
+    report = SSMPruner(tiny_mamba2).prune(config)
+    lost = [row.pruned / row.elements for row in report.rows if row.component == "in_proj"]
+    assert lost == pytest.approx([0.25, 0.75], abs=1e-3)
+
+
+def test_shares_that_are_left_out_are_said(tiny_mamba2, caplog):
+    config = SSMPrunerConfig(method="magnitude", sparsity=0.5, targets=["in_proj"], allocation="by_name")
+    SSMPruner(tiny_mamba2).prune(config)
+    said = (
+        "without allocation_kwargs shares gives all weights the same share; name some, such as shares={'in_proj': 0.5}"
+    )
+    assert said in caplog.text
 
 
 def test_a_log_has_no_part_in_the_budget_of_the_others():
