@@ -88,6 +88,27 @@ A copy of a file, changed, is a recipe too: `--recipe ./mine.yaml`. `method: bes
 names, see [Methods](methods/index). What a recipe does and what it costs is on its page."""
 
 
+PAIRS = """\
+A flag with `KEY=VALUE` takes several pairs, and a value is read as YAML: `largest=true`, `lr=0.001`, `0=20GiB cpu=60GiB`. A value
+that is a mapping goes into braces, in quotes for the shell, with a space behind every colon:
+
+```bash
+optimum-cli ssm prune MODEL -o pruned --method sparsegpt --sparsity 0.5 --targets "in_proj.*" out_proj \\
+    --allocation by_name --allocation-kwargs 'shares={in_proj.z: 0.6, in_proj.x: 0.5, "*.dt": 0}'
+```
+
+Names and globs in `--targets` and `--exclude` are quoted for the shell too, where they hold `*`. In a mapping a name that begins
+with `*` needs quotes of its own, because to YAML a bare `*` is an alias. In a recipe the same is
+
+```yaml
+- method: sparsegpt
+  sparsity: 0.5
+  targets: ["in_proj.*", out_proj]
+  allocation: by_name
+  allocation_kwargs: {shares: {in_proj.z: 0.6, in_proj.x: 0.5, "*.dt": 0}}
+```"""
+
+
 def pages() -> dict[str, str]:
     """File name below docs/source to text."""
     found = {f"methods/{name}.mdx": method_page(name, method) for name, method in METHODS.items()}
@@ -231,6 +252,7 @@ def cli_page() -> str:
         with contextlib.redirect_stdout(text):
             parser.print_help()
         lines += ["", f"## ssm {info.name}", "", info.help, "", "```text", text.getvalue().rstrip(), "```"]
+        lines += ["", PAIRS] if info.name == "prune" else []
     return "\n".join(lines) + "\n"
 
 

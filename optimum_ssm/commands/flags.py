@@ -74,6 +74,10 @@ def _pair(text: str) -> tuple[str, Any]:
     if not separator or not key:
         raise ArgumentTypeError(f"{text!r} is not key=value")
     try:
-        return key, yaml.safe_load(value)
+        found = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise ArgumentTypeError(f"{text!r}: {' '.join(str(error).split())}") from error
+    glued = [k for k, v in found.items() if v is None and ":" in str(k)] if isinstance(found, dict) else []
+    if glued:  # to YAML {a:1} is a key without a value
+        raise ArgumentTypeError(f"{text!r}: {glued[0]!r} needs a space behind the colon")
+    return key, found

@@ -70,6 +70,16 @@ def test_every_kind_of_flag_reaches_the_config(ssm: Callable[..., Ended], tiny_d
     assert found == wanted.to_dict()
 
 
+def test_a_mapping_in_the_shell(ssm: Callable[..., Ended], tiny_dir: Path, tmp_path: Path) -> None:
+    flags = ["-o", tmp_path / "out", *MAGNITUDE, "--targets", "in_proj.*", "out_proj", "--allocation", "by_name"]
+    ended = ssm("prune", tiny_dir, *flags, "--allocation-kwargs", 'shares={in_proj.x: 0.75, "*.z": 0.25}')
+    assert ended.code == 0, ended.err
+    (found,) = json.loads((tmp_path / "out" / "ssm_pruner_config.json").read_text())["passes"]
+    assert found["allocation_kwargs"] == {"shares": {"in_proj.x": 0.75, "*.z": 0.25}}
+    ended = ssm("prune", tiny_dir, *flags, "--allocation-kwargs", "shares={in_proj.x:0.75}")
+    assert ended.code == 2 and "'in_proj.x:0.75' needs a space behind the colon" in ended.err
+
+
 def test_a_recipe_of_two_passes(ssm: Callable[..., Ended], tiny_dir: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
