@@ -22,6 +22,7 @@ from .errors import CheckpointError, ConfigurationError
 from .evaluation.perplexity import measure_perplexity
 from .families import family_for, family_of
 from .hub.checkpoint import LOCATION, is_weight_file, load_license, load_model, load_settings, load_tokenizer, save
+from .ops.backend import chosen_backend
 from .passes.fingerprint import digest
 from .passes.pipeline import run_pass
 from .passes.plan import make_plan
@@ -137,7 +138,8 @@ class SSMPruner:
             `PruningReport`: also kept as `self.report`, summed over all passes so far.
 
         Raises:
-            ConfigurationError: nothing says what to prune, or a pass does not fit the model.
+            ConfigurationError: nothing says what to prune, a pass does not fit the model, or the environment variable
+                `OPTIMUM_SSM_SCAN` names no backend.
             CalibrationError: the calibration text or its activations cannot be used.
             CheckpointError: the last call ended with an exception after weights may have changed; `resume_from` holds
                 something else, or finished blocks of another run.
@@ -148,6 +150,7 @@ class SSMPruner:
             raise ConfigurationError("nothing to prune by: pass an SSMPrunerConfig to prune() or to the constructor")
         ranks = current_ranks()
         with ranks.one_voice():
+            chosen_backend()  # a pass that scans nothing would never ask what OPTIMUM_SSM_SCAN says
             check_model(self.model, ranks)
             return self._passes(recipe, ranks)
 

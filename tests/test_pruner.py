@@ -308,6 +308,23 @@ def test_misspelt_loading_arguments_are_one_line(assets: Path, kwargs: dict[str,
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("method", ["magnitude", "state_energy", "block_drop"])
+def test_a_scan_that_does_not_exist_is_refused_by_every_method(
+    tiny_mamba: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Also by one that scans nothing, and before anything is changed."""
+    monkeypatch.setenv("OPTIMUM_SSM_SCAN", "trition")
+    before = {name: value.clone() for name, value in tiny_mamba.state_dict().items()}
+    pruner = SSMPruner(
+        tiny_mamba, None, SSMPrunerConfig(method=method, sparsity=0.5, dataset=torch.zeros(2, 8).long())
+    )
+    with pytest.raises(
+        ConfigurationError, match="OPTIMUM_SSM_SCAN is 'trition': allowed are auto, torch, triton, native"
+    ):
+        pruner.prune()
+    assert all(torch.equal(value, before[name]) for name, value in tiny_mamba.state_dict().items())
+
+
 def test_without_a_tokenizer_text_is_refused_and_token_ids_are_not(
     tiny_mamba: PreTrainedModel, token_ids: Callable[..., Tensor], assets: Path, tmp_path: Path
 ) -> None:
