@@ -41,7 +41,7 @@ class Cell:
         method (`str`): method with options, as in `method_settings`.
         budget (`str`): a sparsity such as `0.5`, or N:M.
         component (`str`): `all`, or comma-separated target names.
-        fill (`str`): what a removed entry of A_log holds; `-` where the cell selects no A_log.
+        fill (`str`): what a removed entry of A_log holds; `-` where the cell selects no A_log, or the method prunes none.
         plan (`Plan`, *optional*): the checked pass; `None` where the combination is impossible, and then
         reason (`str`): says why.
     """
@@ -165,7 +165,7 @@ def _cell(model: nn.Module, family: Family, cell: Cell, values: dict[str, Any]) 
     targets = [t.strip() for t in values["targets"]] if values["targets"] is not None else None
     chosen = select_targets(declared_targets(family, model), targets, [], method.default_targets)
     has_a_log = any(target.weight.kind == "a_log" for target in chosen)
-    cell = replace(cell, fill=fill if has_a_log else "-")
+    cell = replace(cell, fill=fill if has_a_log and "a_log" in method.kinds else "-")
     try:
         fills = {"a_log_fill": fill} if has_a_log else {}
         config = SSMPrunerConfig(**{**values, "targets": targets, **fills})

@@ -23,7 +23,8 @@ class ComparisonRow:
     """One cell with what was found.
 
     Args:
-        method, budget, component, a_log_fill (`str`): which cell; `-` for the fill where no A_log is selected.
+        method, budget, component, a_log_fill (`str`): which cell; `-` for the fill where no A_log is selected or could be
+            pruned.
         status (`str`): `measured`, `failed` (in the middle of the work) or `impossible` (refused before it).
         entries (`int`, *optional*): entries of the selected weights.
         removed (`int`, *optional*): entries removed.

@@ -85,10 +85,12 @@ def test_by_default_every_weight_alone_and_all_together(either_tiny_model: PreTr
 
 
 def test_impossible_cells_are_rows_with_the_reason(tiny_mamba: PreTrainedModel) -> None:
-    found = run(tiny_mamba, ["sparsegpt", "wanda:scope=tensor"], ["0.5", "2:4"], ["A_log", "dt_proj", "all"])
+    cells = (["sparsegpt", "wanda:scope=tensor"], ["0.5", "2:4"], ["A_log", "dt_proj", "all"])
+    found = run(tiny_mamba, *cells, a_log_fill=["memoryless", "zero"])
     assert len(found.rows) == 12
     refused = row(found, "sparsegpt", "0.5", "A_log")
     assert refused.status == "impossible" and refused.perplexity is None and "cannot prune A_log" in refused.reason
+    assert refused.a_log_fill == "-", "there is no A_log to fill"
     unfit = row(found, "sparsegpt", "2:4", "dt_proj")  # the rank of 6 is no multiple of 4
     assert unfit.status == "impossible" and "rows of 6 weights do not split into groups of 4" in unfit.reason
     partly = row(found, "sparsegpt", "2:4", "all")
