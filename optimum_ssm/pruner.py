@@ -172,12 +172,15 @@ class SSMPruner:
             if config.structured:
                 settle(self.model, self.family)
             self._unfinished = None
-            tokens, seconds = 0 if ids is None else ids.numel(), time.perf_counter() - start
+            tokens = 0 if ids is None else ids.numel()
+            seconds = time.perf_counter() - start + shards.earlier_seconds
             if config.structured:
                 record_units(self.report, self.masks, plan, blocks, tokens, seconds, self.model)
             else:
                 record_weights(self.report, self.masks, plan, blocks, tokens, seconds)
-            if not self.report.passes[-1].removed and config.sparsity:
+            done = self.report.passes[-1]
+            done.earlier_blocks, done.earlier_seconds = shards.finished, shards.earlier_seconds
+            if not done.removed and config.sparsity:
                 logger.warning(
                     f"{config.method} at sparsity {config.sparsity:g} removed nothing new: the sparsity is the share that "
                     "is gone after the pass, and so much was gone before"

@@ -75,7 +75,7 @@ class Pass:
 
     Args:
         config (`dict`): its settings.
-        seconds (`float`): wall time.
+        seconds (`float`): wall time, with `earlier_seconds`.
         tokens (`int`): calibration tokens.
         block_errors (`list`): relative output error of each block of the dense model on its own inputs; `None` where there
             was no calibration, or no block any more.
@@ -87,6 +87,10 @@ class Pass:
         units (`dict`): for a structured pass `axis`, and by block the units `before` and `kept`, which were `removed`, and
             the `groups` of which each keeps the same number. Of whole blocks there is one entry, see
             `report_blocks.record_drops`.
+        blocks (`int`): blocks that the pass went over; 0 where it is not known.
+        earlier_blocks (`int`): how many of them were taken from an earlier run that was interrupted.
+        earlier_seconds (`float`): what all that was taken from it had cost there. How a run went is no part of what was
+            done: passes that differ in nothing else are equal.
     """
 
     config: dict[str, Any]
@@ -97,6 +101,9 @@ class Pass:
     reconstruction_seconds: float | None = None
     removed: int = 0
     units: dict[str, Any] = field(default_factory=dict)
+    blocks: int = 0
+    earlier_blocks: int = field(default=0, compare=False)
+    earlier_seconds: float = field(default=0.0, compare=False)
 
 
 @dataclass
@@ -194,76 +201,9 @@ class PruningReport:
 
     def to_markdown(self) -> str:
         """The report as a Markdown table over components, with the whole model below and the passes above."""
-        lines = []
-        for number, done in enumerate(self.passes, start=1):
-            config = done.config
-            what = f"{config['pattern']}{_units(done.units)}"
-            lines.append(
-                f"Pass {number}: {config['method']}, {what}, sparsity {config['sparsity']:g}, "
-                f"{done.tokens:,} calibration tokens, {done.removed:,} entries removed, {done.seconds:.1f} s"
-            )
-        if self.passes:
-            lines.append("")
-        body = [
-            (
-                name,
-                f"{elements:,}",
-                f"{pruned:,}",
-                _percent(pruned, elements),
-                _percent(pruned, self.parameters),
-                reason,
-            )
-            for name, elements, pruned, reason in self.components()
-        ]
-        total = _percent(self.pruned, self.parameters)
-        body.append(("whole model", f"{self.parameters:,}", f"{self.pruned:,}", total, total, "-"))
-        head = ("component", "entries", "removed", "of component", "of model", "kept because")
-        lines += table(head, body, right=(1, 2, 3, 4))
-        lines += ["", *(f"- {fact}" for fact in self._facts())]
-        return "\n".join(lines)
+        from .report_text import markdown  # it needs the classes of this file
 
-    def _facts(self) -> list[str]:
-        measured = [(number, done.block_errors) for number, done in enumerate(self.passes, start=1)]
-        measured = [(number, found) for number, errors in measured if (found := [e for e in errors if e is not None])]
-        facts = [
-            f"Weights: {self.dense_bytes:,} bytes stored densely, {self.nonzero_bytes:,} bytes without the removed entries.",
-        ]
-        before = f", before pruning {self.dense_state_bytes:,}" if self.dense_state_bytes is not None else ""
-        facts.append(
-            f"State per sequence: {self.recurrent_state_bytes:,} bytes recurrent (float32){before}, "
-            f"{self.conv_state_bytes:,} bytes convolution."
-        )
-        if self.sizes:
-            facts.append(
-                f"Parameters: {self.parameters_after:,} of {self.parameters:,} are left. {self._sizes()} "
-                + (
-                    "Stock transformers loads it."
-                    if self.loads_with == "transformers"
-                    else "Stock transformers does not load it: `import optimum_ssm` first."
-                )
-            )
-        if measured:
-            number, errors = measured[-1]
-            mean, worst = sum(errors) / len(errors), max(errors)
-            facts.append(f"Relative output error of a block in pass {number}: mean {mean:.2e}, worst {worst:.2e}.")
-        tuned = [pair for done in self.passes[-1:] for pair in done.reconstruction if pair is not None]
-        if tuned:
-            before, after = (sum(pair[i] for pair in tuned) / len(tuned) for i in (0, 1))
-            seconds = self.passes[-1].reconstruction_seconds
-            took = "" if seconds is None else f", in {seconds:.1f} s"
-            facts.append(
-                f"Reconstruction brought the mean distance from the dense blocks from {before:.2e} to {after:.2e}{took}."
-            )
-        for stage, found in self.perplexity.items():
-            facts.append(f"Perplexity, {stage}: {found['perplexity']:.3f} ({found['protocol']}).")
-        return facts
-
-    def _sizes(self) -> str:
-        ranges = []
-        for name in self.sizes[0]:
-            values = [sizes[name] for sizes in self.sizes]
-            ranges.append(f"{name} {_span(values)}")
-        return f"{len(self.sizes)} blocks with {', '.join(ranges)}."
+        return markdown(self)
 
     def __str__(self) -> str:
         return self.to_markdown()
@@ -325,25 +265,3 @@ def table(head: Iterable[str], body: Iterable[Iterable[str]], right: tuple[int, 
 
     rule = [("-" * (w - 1) + ":" if i in right else "-" * w) for i, w in enumerate(widths)]
     return [line(rows[0]), f"| {' | '.join(rule)} |", *map(line, rows[1:])]
-
-
-def _units(units: dict[str, Any]) -> str:
-    """Which units a structured pass left, such as `, state 128 -> 64 (64 -> 32 in each group)`."""
-    if not units:
-        return ""
-    before, kept = units["before"], units["kept"]
-    text = f", {units.get('unit', units['axis'])} {_span(before)} -> {_span(kept)}"
-    groups = units.get("groups", [1])
-    if max(groups) > 1:
-        each = [_span([count // group for count, group in zip(counts, groups)]) for counts in (before, kept)]
-        text += f" ({each[0]} -> {each[1]} in each {'head' if units['axis'] == 'head_dim' else 'group'})"
-    return text
-
-
-def _span(values: list[int]) -> str:
-    low, high = min(values), max(values)
-    return str(low) if low == high else f"{low} to {high}"
-
-
-def _percent(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.2f} %" if whole else "-"

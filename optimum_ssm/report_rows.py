@@ -103,7 +103,7 @@ def finished_pass(
     outcomes = [found.get(index) for index in range(max(found, default=-1) + 1)]
     tuned = [None if block is None or block.reconstruction is None else block.reconstruction for block in outcomes]
     errors = [None if block is None else block.error for block in outcomes]
-    done = Pass(config.to_dict(), seconds, tokens, errors, removed=removed)
+    done = Pass(config.to_dict(), seconds, tokens, errors, removed=removed, blocks=len(blocks))
     done.reconstruction_seconds = sum(values[2] for values in tuned if values is not None)
     if any(tuned):
         done.reconstruction = [None if values is None else list(values[:2]) for values in tuned]

@@ -8,6 +8,7 @@ batch by batch as it was, which takes a forward pass, no disk, and gives the sam
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -46,6 +47,7 @@ class Shards:
 
     Attributes:
         finished (`int`): so many blocks, from the first one on, need not be computed.
+        earlier_seconds (`float`): what these and the other pieces that are there had taken.
 
     Raises:
         CheckpointError: a piece does not belong to this pass; it is named, with what differs.
@@ -60,11 +62,13 @@ class Shards:
         digests: Mapping[str, str] | None = None,
     ):
         self.ranks, self.directory, self.number = ranks, directory, number
-        self.facts, self.digests = facts or {}, digests or {}
-        self._there = ranks.on_main(self._check) if directory is not None else set()
+        self.facts, self.digests, self._planning = facts or {}, digests or {}, 0.0
+        self._there: dict[str, float] = ranks.on_main(self._check) if directory is not None else {}
         self.finished = next(index for index in range(len(self._there) + 1) if self._block(index) not in self._there)
         if self.finished:
             logger.warning(f"pass {number}: {self.finished} finished blocks are taken from {directory.path}")
+        unused = {name for name in self._there if "-block-" in name and name > self._block(self.finished)}
+        self.earlier_seconds = sum(took for name, took in self._there.items() if name not in unused)
 
     @classmethod
     def of_pass(
@@ -104,24 +108,28 @@ class Shards:
                 device = model.get_parameter(parameter).device
                 found.setdefault(parameter, {})[statistic] = value.to(device if device.type != "meta" else "cpu")
             return found
+        start = time.perf_counter()
         gradients = compute()
+        seconds = time.perf_counter() - start
         tensors = {f"{s} {name}": value for name, found in gradients.items() for s, value in found.items()}
         if tensors:
-            self._write(name, lambda: ({key: value.cpu() for key, value in tensors.items()}, {}))
+            self._write(name, lambda: ({key: value.cpu() for key, value in tensors.items()}, {"seconds": seconds}))
         return gradients
 
     def resume_plan(self, work: Work) -> bool:
         """Give `work` what it had decided, if that was kept."""
         name = f"pass-{self.number}-plan"
         if name not in self._there:
+            self._planning = time.perf_counter()
             return False
         work.resume(self.directory.facts(name)["decided"])
         return True
 
     def keep_plan(self, work: Work) -> None:
-        """Keep what `work` has decided."""
+        """Keep what `work` has decided since `resume_plan` found nothing."""
         if self.directory is not None:
-            self._write(f"pass-{self.number}-plan", lambda: ({}, {"decided": work.decided()}))
+            seconds = time.perf_counter() - self._planning
+            self._write(f"pass-{self.number}-plan", lambda: ({}, {"decided": work.decided(), "seconds": seconds}))
 
     def keep(self, outcome: BlockOutcome, name: str, block: nn.Module, family: Family) -> None:
         """Keep a finished block: its parameters that are not what they were, and its outcome.
@@ -140,7 +148,7 @@ class Shards:
             for path, parameter in block.named_parameters():
                 if digest(parameter) != self.digests.get(f"{name}.{path}"):
                     tensors[PARAMETER + path] = parameter.detach().cpu()
-            return tensors, {"outcome": packed, "sizes": family.sizes(block)}
+            return tensors, {"outcome": packed, "sizes": family.sizes(block), "seconds": outcome.seconds}
 
         self._write(self._block(outcome.index), piece)
 
@@ -167,16 +175,18 @@ class Shards:
     def _block(self, index: int) -> str:
         return f"pass-{self.number}-block-{index:04d}"
 
-    def _check(self) -> set[str]:
-        """Names of the pieces of this pass, all of which must fit."""
-        names = [name for name in self.directory.names() if name.startswith(f"pass-{self.number}-")]
+    def _check(self) -> dict[str, float]:
+        """The pieces of this pass, all of which must fit, with the seconds that each took."""
+        found, names = {}, [name for name in self.directory.names() if name.startswith(f"pass-{self.number}-")]
         for name in names:
-            if differing := differences(self.directory.facts(name)["fingerprint"], self.facts):
+            facts = self.directory.facts(name)
+            if differing := differences(facts["fingerprint"], self.facts):
                 raise CheckpointError(
                     f"{self.directory.path / name}.safetensors was made by another run: {'; '.join(differing)}. Give that "
                     "run's settings, or another resume_from"
                 )
-        return set(names)
+            found[name] = facts.get("seconds", 0.0)
+        return found
 
     def _write(self, name: str, piece: Callable[[], tuple[dict[str, Tensor], dict[str, Any]]]) -> None:
         if self.directory is None:
