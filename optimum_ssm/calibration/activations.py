@@ -13,7 +13,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from ..errors import CalibrationError
-from .offload import work_device
+from .offload import tie_again, work_device
 from .placement import Batches, Placement
 
 
@@ -158,6 +158,7 @@ def inference_state(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+        tie_again(model)
 
 
 @contextmanager

@@ -11,13 +11,13 @@ model was loaded from are only read.
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from .timing import phase
 logger = logging.get_logger(__name__)
 
 _folders: weakref.WeakKeyDictionary[nn.Module, Path] = weakref.WeakKeyDictionary()
+_numbers = count()  # of the files in them
 
 
 def work_device(module: nn.Module) -> torch.device:
@@ -77,7 +78,6 @@ def check_offload(model: nn.Module, plan: Any) -> None:
         logger.warning(f"device={config.device!r}: offloaded blocks go to the device that accelerate's hooks name")
     reasons = {
         f"method={config.method!r} takes gradients through the whole model": getattr(plan, "gradient_parameters", {}),
-        "axis='block' changes the list of blocks": hasattr(plan, "unit"),
         "compensation='bias' adds parameters": config.compensation == "bias",
     }
     for reason, holds in reasons.items():
@@ -87,6 +87,19 @@ def check_offload(model: nn.Module, plan: Any) -> None:
             )
     names = [task.target.parameter for task in plan.tasks if hasattr(task, "target")]
     names += [f"{t.name}.{part.parameter}" for t in plan.tasks if hasattr(t, "axis") for part in t.axis.owned]
+    check_values(model, names)
+
+
+def check_values(model: nn.Module, names: Iterable[str]) -> None:
+    """Refuse parameters that have no values and cannot get any.
+
+    Args:
+        model (`nn.Module`): the model.
+        names (`Iterable[str]`): qualified names of parameters.
+
+    Raises:
+        ConfigurationError: one has neither values nor a hook of accelerate that could bring them; it is named.
+    """
     for name in names:
         module = model.get_submodule(name.rpartition(".")[0])
         if model.get_parameter(name).is_meta and not has_offloaded_params(module):
@@ -104,6 +117,29 @@ def read_parameter(model: nn.Module, name: str) -> Tensor:
         return getattr(module, leaf).detach().cpu()
     with align_module_device(module, torch.device("cpu")):
         return getattr(module, leaf).detach().clone()
+
+
+def tie_again(model: nn.Module) -> None:
+    """Let tied parameters without values be one object again: hooks that bring values leave a new one in place of each.
+
+    A tied tensor has one name in `named_parameters`, and the report and what a run depends on go by names: they must not
+    differ with what was run before.
+    """
+    for target, source in getattr(model, "all_tied_weights_keys", {}).items():
+        path, _, leaf = target.rpartition(".")
+        modules = model.get_submodule(path), model.get_submodule(source.rpartition(".")[0])
+        if model.get_parameter(target) is model.get_parameter(source) or not all(map(has_offloaded_params, modules)):
+            continue
+        # transformers names some as tied that a checkpoint holds with values of their own
+        if torch.equal(read_parameter(model, target), read_parameter(model, source)):
+            setattr(modules[0], leaf, model.get_parameter(source))
+
+
+def let_go(block: nn.Module) -> None:
+    """Free the values that accelerate holds in main memory for a block which is no part of its model any more."""
+    for module in block.modules():
+        if has_offloaded_params(module):
+            _forget(module._hf_hook)
 
 
 class BlockWeights:
@@ -275,20 +311,22 @@ def _tensors(block: nn.Module) -> list[Tensor]:
 
 
 def _write(model: nn.Module, name: str, block: nn.Module, device: torch.device) -> OffloadedWeightsLoader:
-    """The block's parameters in a file that lives as long as the model."""
+    """The block's parameters in a file that lives as long as hooks read it, at most as long as the model."""
     if model not in _folders:
         _folders[model] = Path(tempfile.mkdtemp(prefix="optimum_ssm_weights_"))
         weakref.finalize(model, shutil.rmtree, _folders[model], ignore_errors=True)
-    path = _folders[model] / f"{name}.safetensors"
+    # the name alone would come again: a dropped block gives it to a later one, which is still read from a file of its own
+    path = _folders[model] / f"{name}-{next(_numbers)}.safetensors"
     state = {key: parameter.detach().cpu().contiguous() for key, parameter in block.named_parameters()}
-    new = path.with_suffix(".new")
-    save_file(state, new)
-    os.replace(new, path)
+    save_file(state, path)
     index = {
         key: {"safetensors_file": str(path), "weight_name": key, "dtype": str(value.dtype).removeprefix("torch.")}
         for key, value in state.items()
     }
-    return OffloadedWeightsLoader(index=index, device=None if device.type == "cpu" else device)
+    # as a word: not every safetensors takes a torch.device
+    weights = OffloadedWeightsLoader(index=index, device=None if device.type == "cpu" else str(device))
+    weakref.finalize(weights, path.unlink, missing_ok=True)
+    return weights
 
 
 def _place(model: nn.Module, name: str) -> str | None:

@@ -10,6 +10,7 @@ from typing import ClassVar
 from torch import nn
 from transformers.utils import logging
 
+from ..calibration.offload import check_values, read_parameter
 from ..configuration import SSMPrunerConfig
 from ..errors import ConfigurationError
 from ..families.base import Family
@@ -69,10 +70,10 @@ def make_drop_plan(model: nn.Module, family: Family, config: SSMPrunerConfig, me
     gone.
 
     Raises:
-        ConfigurationError: a setting has no meaning for whole blocks, no unit would go, a statistic does not exist, or the
-            model has no output head to take a perplexity from.
+        ConfigurationError: a setting has no meaning for whole blocks, no unit would go, a statistic does not exist, the
+            model has no output head to take a perplexity from, or values of a parameter cannot be had.
     """
-    for name in ("allocation", "multiple_of", "compensation", "reconstruction_epochs", "resume_from"):
+    for name in ("allocation", "multiple_of", "compensation", "reconstruction_epochs"):
         value = getattr(config, name)
         if value and value != "uniform":
             raise ConfigurationError(
@@ -84,11 +85,9 @@ def make_drop_plan(model: nn.Module, family: Family, config: SSMPrunerConfig, me
         )
     unit = getattr(method, "unit", BLOCK)
     blocks = family.blocks(model)
-    for name, parameter in model.named_parameters():
-        if parameter.is_meta:
-            raise ConfigurationError(f"{name} is offloaded; load the model without cpu or disk offload to prune it")
+    check_values(model, (name for name, _ in model.named_parameters()))  # the search runs all of the model
     units = [i for i, (_, block) in enumerate(blocks) if unit == BLOCK or family.mixer(block) is not None]
-    tasks = [i for i in units if unit == BLOCK or not is_muted(family, blocks[i][1])]
+    tasks = [i for i in units if unit == BLOCK or not _is_muted(model, family, *blocks[i])]
     wanted = round_half_up(config.sparsity * len(units))
     if config.sparsity and not wanted:
         raise ConfigurationError(
@@ -111,3 +110,8 @@ def make_drop_plan(model: nn.Module, family: Family, config: SSMPrunerConfig, me
             "score='influence' does without"
         )
     return plan
+
+
+def _is_muted(model: nn.Module, family: Family, name: str, block: nn.Module) -> bool:
+    """`is_muted` of a block that may be offloaded."""
+    return is_muted(family, block, lambda path: read_parameter(model, f"{name}.{path}"))

@@ -17,9 +17,8 @@ from torch.nn import functional as F
 from transformers.utils import logging
 
 from ..calibration.activations import Activations
-from ..calibration.offload import BlockWeights, work_device
+from ..calibration.offload import BlockWeights, let_go
 from ..calibration.placement import Batches, Placement, stream_placement
-from ..calibration.ranks import current_ranks
 from ..errors import CalibrationError
 from ..families.base import Family
 from ..methods.structures.base import Units
@@ -27,6 +26,7 @@ from ..methods.structures.block_drop import evaluations, greedy
 from ..surgery.drop import mute_ssm, muted, remove_blocks
 from .drop_plan import BLOCK, DropPlan
 from .outcome import BlockOutcome, DropOutcome
+from .resume import Shards
 
 
 logger = logging.get_logger(__name__)
@@ -35,27 +35,40 @@ LARGEST_LOSS = 709.0  # exp of more than this overflows float64
 
 
 def drop_units(
-    model: nn.Module, family: Family, plan: DropPlan, ids: Tensor | None, on_block: Callable[[BlockOutcome], None]
+    model: nn.Module,
+    family: Family,
+    plan: DropPlan,
+    ids: Tensor | None,
+    on_block: Callable[[BlockOutcome], None],
+    shards: Shards,
 ) -> None:
-    """Drop what `plan` says from `model`, in place. Arguments as in `pipeline.run_pass`, with the scan replaced already.
+    """Drop what `plan` says from `model`, in place. Arguments as in `pipeline.run_pass`, with the scan replaced already and
+    `ids` this process's part.
 
     Raises:
         CalibrationError: activations are not finite, or would not be without any unit that is left.
+        CheckpointError: a round cannot be kept, or what was kept is damaged.
     """
-    start, blocks = time.perf_counter(), family.blocks(model)
-    weights, dropped = BlockWeights(model, plan.config.device), []
+    blocks = family.blocks(model)
+    weights, dropped, seconds = BlockWeights(model, plan.config.device), [], 0.0
     if plan.count:
         # what enters a block, and what comes of it without a unit, before and after the next block
         device = weights.device_of(blocks[0][1])
         with stream_placement(model, plan.config.offload, 3, ids, device) as placement:
-            dropped = _Search(model, family, plan, ids, weights, placement).run()
+            search = _Search(model, family, plan, ids, weights, placement, shards)
+            dropped, seconds = search.run(), search.seconds
+    start = time.perf_counter()
     order = {index: (rank, score) for rank, (index, score) in enumerate(dropped)}
     zeroed = {}
     for index in sorted(order) if plan.unit != BLOCK else ():
-        zeroed[index] = mute_ssm(family, blocks[index][1])
+        name, block = blocks[index]
+        with weights.at_hand(name, block, edit=True):
+            zeroed[index] = mute_ssm(family, block)
     if plan.unit == BLOCK and order:
         remove_blocks(model, family, list(order))
-    seconds = time.perf_counter() - start
+        for index in order:
+            let_go(blocks[index][1])
+    seconds += time.perf_counter() - start
     for index in range(len(blocks)):
         outcomes = []
         if index in order:
@@ -66,7 +79,8 @@ def drop_units(
 
 class _Search:
     """The search for the units to drop; nothing of the model is changed when it ends. Arguments as in `drop_units`,
-    with where blocks are worked on and where activations are kept."""
+    with where blocks are worked on and where activations are kept. `seconds` are those of all rounds, also of an earlier
+    run's."""
 
     def __init__(
         self,
@@ -76,10 +90,11 @@ class _Search:
         ids: Tensor | None,
         weights: BlockWeights,
         placement: Placement,
+        shards: Shards,
     ):
         self.model, self.family, self.plan, self.ids = model, family, plan, ids
-        self.weights, self.placement, self.ranks = weights, placement, current_ranks()
-        self.blocks = family.blocks(model)
+        self.weights, self.placement, self.shards, self.ranks = weights, placement, shards, shards.ranks
+        self.blocks, self.seconds = family.blocks(model), 0.0
         rounds = evaluations(len(plan.tasks), plan.count) if plan.stepwise else len(plan.tasks)
         text = f"Dropping ({plan.config.method})"
         quiet = not self.ranks.main or not sys.stderr.isatty()
@@ -90,9 +105,17 @@ class _Search:
         plan = self.plan
         with self._bar:
             if plan.stepwise:
-                return greedy(plan.tasks, plan.count, self._scores)
-            fixed = dict(zip(plan.tasks, self._scores(plan.tasks)))
+                return greedy(plan.tasks, plan.count, self._round)
+            fixed = dict(zip(plan.tasks, self._round(plan.tasks)))
             return greedy(plan.tasks, plan.count, lambda left: [fixed[index] for index in left])
+
+    def _round(self, left: list[int]) -> list[float]:
+        """Scores before one more unit goes. Kept ones lead to the same unit: the search knows nothing but what is left."""
+        done = self._bar.n
+        scores, seconds = self.shards.scores(len(self.plan.tasks) - len(left), left, lambda: self._scores(left))
+        self._bar.update(done + len(left) - self._bar.n)  # none of a round that was kept is evaluated
+        self.seconds += seconds
+        return scores
 
     def _scores(self, left: list[int]) -> list[float]:
         measures = {"perplexity": self._perplexities, "influence": self._influences}
@@ -125,9 +148,11 @@ class _Search:
         """exp of the mean negative log-likelihood of all predicted tokens."""
         total, tokens = math.inf, 1
         try:
-            hidden = self._pass(index, stream, stream.hidden, True)
-            for later in range(index + 1, len(self.blocks)):
-                hidden = self._pass(later, stream, hidden, later in gone)
+            hidden = stream.hidden
+            skipped = {index, *gone} if self.plan.unit == BLOCK else set()
+            path = [place for place in range(index, len(self.blocks)) if place not in skipped]
+            for place, following in zip(path, [*path[1:], None]):
+                hidden = self._pass(place, stream, hidden, place == index or place in gone, following)
             total, tokens = self._negative_log_likelihood(hidden)
         except CalibrationError as error:  # the model cannot do without this unit
             logger.warning(f"without the {self.plan.unit} of {self.blocks[index][0]}: {error}")
@@ -152,22 +177,29 @@ class _Search:
     def _stream(self) -> Activations:
         return Activations(self.model, self.blocks[0][1], self.ids, self.plan.config.batch_size, self.placement)
 
-    def _pass(self, index: int, stream: Activations, hidden: Batches, without: bool) -> Batches:
-        """Outputs of a block for every batch, with or without its unit."""
+    def _pass(
+        self, index: int, stream: Activations, hidden: Batches, without: bool, following: int | None = None
+    ) -> Batches:
+        """Outputs of a block for every batch, with or without its unit, before those of the block `following`."""
         if without and self.plan.unit == BLOCK:
             return hidden
         name, block = self.blocks[index]
-        with self.weights.at_hand(name, block, edit=False):
+        following = None if following is None else self.blocks[following][1]
+        with self.weights.at_hand(name, block, edit=False, following=following):
             with muted(self.family, block) if without else nullcontext():
                 return stream.through(block, name, hidden)
 
     def _negative_log_likelihood(self, hidden: Batches) -> tuple[float, int]:
         """Its sum over predicted tokens, and their number; one sequence of logits at a time."""
         norm, head = getattr(self.model.base_model, self.family.final_norm), self.model.get_output_embeddings()
-        total, tokens = 0.0, 0
-        for x, batch in zip(hidden.read(work_device(norm)), self.ids.split(self.plan.config.batch_size)):
-            for states, row in zip(x, batch):
-                logits = head(norm(states[None]).to(head.weight))[0, :-1].float()
-                total += float(F.cross_entropy(logits, row[1:].to(logits.device), reduction="sum"))
-                tokens += len(row) - 1
+        device, total, tokens = self.weights.device_of(norm), 0.0, 0
+        with (
+            self.weights.at_hand("final norm", norm, edit=False),
+            self.weights.at_hand("output head", head, edit=False),
+        ):
+            for x, batch in zip(hidden.read(device), self.ids.split(self.plan.config.batch_size)):
+                for states, row in zip(x, batch):
+                    logits = head(norm(states[None]).to(head.weight))[0, :-1].float()
+                    total += float(F.cross_entropy(logits, row[1:].to(logits.device), reduction="sum"))
+                    tokens += len(row) - 1
         return total, tokens

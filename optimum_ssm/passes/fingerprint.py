@@ -15,7 +15,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from ..calibration.offload import read_parameter
+from ..calibration.offload import read_parameter, work_device
 from ..configuration import SSMPrunerConfig
 from ..ops.backend import active_backend
 from ..version import __version__
@@ -50,7 +50,7 @@ def fingerprint(
     settings = {k: v for k, v in config.to_dict().items() if k not in PLACES}
     shape = {k: v for k, v in model.config.to_dict().items() if k not in NAMES}
     masks = {name: digest(mask) for name, mask in removed.items()}
-    device = next(model.parameters()).device if config.device is None else torch.device(config.device)
+    device = work_device(model) if config.device is None else torch.device(config.device)
     found = {
         "optimum_ssm": __version__,
         "torch": torch.__version__.partition("+")[0],

@@ -57,20 +57,18 @@ def run_pass(
         removed (`Mapping[str, Tensor]`): parameter name to bool mask of what earlier passes removed. It stays removed,
             also where the method updates weights.
         ranks (`Ranks`): the processes that work together, all with the same model, plan and `ids`.
-        shards (`Shards`, *optional*): where finished blocks are kept and found.
+        shards (`Shards`, *optional*): where finished blocks, or rounds of a search, are kept and found.
 
     Raises:
         CalibrationError: statistics or activations are not usable; the weight or the block is named.
     """
+    shards = shards or Shards(ranks)
     with inference_state(model), replaced_scan(family, model) as seam:
         if isinstance(plan, DropPlan):
-            if plan.config.resume_from is not None:
-                logger.warning("a pass that drops whole blocks keeps no pieces in resume_from: it is computed again")
             own = None if ids is None else ranks.share(ids, plan.config.batch_size)
-            drop_units(model, family, plan, own, on_block)
+            drop_units(model, family, plan, own, on_block, shards)
             return
-        wanted, shards = plan.gradient_parameters, shards or Shards(ranks)
-        gradients = {}
+        wanted, gradients = plan.gradient_parameters, {}
         if wanted:
             gradients = shards.gradients(
                 model, lambda: gradient_statistics(model, wanted, ids, plan.config.batch_size, ranks)

@@ -1,6 +1,7 @@
 # Copyright 2026 The optimum_ssm authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""An interrupted pass goes on where it was: its finished blocks, its plan and its gradients are pieces on disk.
+"""An interrupted pass goes on where it was: its finished blocks, its plan and its gradients are pieces on disk, and the
+scores of every round of a search for blocks to drop.
 
 What a block has become is kept, what flows into the next one is not: it is computed again through the finished blocks,
 batch by batch as it was, which takes a forward pass, no disk, and gives the same bits.
@@ -48,6 +49,7 @@ class Shards:
     Attributes:
         finished (`int`): so many blocks, from the first one on, need not be computed.
         earlier_seconds (`float`): what these and the other pieces that are there had taken.
+        rounds (`int`): so many rounds of a search were kept.
 
     Raises:
         CheckpointError: a piece does not belong to this pass; it is named, with what differs.
@@ -69,6 +71,9 @@ class Shards:
             logger.warning(f"pass {number}: {self.finished} finished blocks are taken from {directory.path}")
         unused = {name for name in self._there if "-block-" in name and name > self._block(self.finished)}
         self.earlier_seconds = sum(took for name, took in self._there.items() if name not in unused)
+        self.rounds = sum(name.startswith(f"pass-{number}-round-") for name in self._there)
+        if self.rounds:
+            logger.warning(f"pass {number}: {self.rounds} finished rounds are taken from {directory.path}")
 
     @classmethod
     def of_pass(
@@ -115,6 +120,29 @@ class Shards:
         if tensors:
             self._write(name, lambda: ({key: value.cpu() for key, value in tensors.items()}, {"seconds": seconds}))
         return gradients
+
+    def scores(self, number: int, left: list[int], compute: Callable[[], list[float]]) -> tuple[list[float], float]:
+        """Keep-scores of one round of a search, and the seconds that they took: kept ones, or what `compute` gives, kept.
+
+        Args:
+            number (`int`): the round, from 0.
+            left (`list[int]`): units that were not dropped before. Scores of others, which only a directory that lost
+                earlier rounds can hold, are computed anew.
+            compute (`Callable`): gives one score per unit in `left`.
+
+        Raises:
+            CheckpointError: the piece is damaged.
+        """
+        name = f"pass-{self.number}-round-{number:04d}"
+        if name in self._there:
+            facts = self.directory.facts(name)
+            if facts["left"] == left:
+                return facts["scores"], facts["seconds"]
+        start = time.perf_counter()
+        scores = compute()
+        seconds = time.perf_counter() - start
+        self._write(name, lambda: ({}, {"left": left, "scores": scores, "seconds": seconds}))
+        return scores, seconds
 
     def resume_plan(self, work: Work) -> bool:
         """Give `work` what it had decided, if that was kept."""

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -97,13 +97,19 @@ def mute_ssm(family: Family, block: nn.Module) -> dict[str, Tensor]:
     return masks
 
 
-def is_muted(family: Family, block: nn.Module) -> bool:
-    """Whether the scan of a block gives its input already, by C = 0 and D = 1."""
-    mixer = family.mixer(block)
-    if mixer is None or bool((mixer.D != 1).any()):
+def is_muted(family: Family, block: nn.Module, read: Callable[[str], Tensor] | None = None) -> bool:
+    """Whether the scan of a block gives its input already, by C = 0 and D = 1.
+
+    Args:
+        family (`Family`), block (`nn.Module`): the block.
+        read (`Callable`, *optional*): gives the values of a parameter by its path inside the block, where the block does not
+            hold them itself.
+    """
+    read = read or block.get_parameter
+    if family.mixer(block) is None or bool((read(f"{family.mixer_name}.D") != 1).any()):
         return False
     owned = [part for part in _state_axis(family, block).owned if part.masks]
-    weights = [(block.get_parameter(part.parameter), part) for part in owned]
+    weights = ((read(part.parameter), part) for part in owned)
     return not any(
         bool(weight.index_select(part.dim, part.index.flatten().to(weight.device)).any()) for weight, part in weights
     )

@@ -117,6 +117,20 @@ def test_one_process_writes_and_speaks(launched: tuple) -> None:
     assert "optimum_ssm" not in said[1] and "taken from" not in said[1] and "fewer than" not in said[1], said[1]
 
 
+def test_a_search_goes_on_in_both_processes(launched: tuple) -> None:
+    (first, second), _, _, folder = launched
+    whole = first["block_drop"]
+    for found in (first["search resumed"], second["search resumed"]):
+        assert found["stopped"] == "CalibrationError: stop"
+        assert [len(left) for left in found["rounds"]] == [3, 2, 2], "the first round is not repeated"
+        assert found["units"] == {**whole["units"], "scores": whole["scores"]}
+        assert found["weights"].keys() == whole["weights"].keys()
+        assert all(torch.equal(value, whole["weights"][name]) for name, value in found["weights"].items())
+    assert sorted(path.stem for path in (folder / "rounds").glob("*.safetensors")) == [
+        "pass-1-round-0000", "pass-1-round-0001"
+    ]  # fmt: skip
+
+
 def test_one_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert current_ranks() is ALONE
     monkeypatch.setattr("optimum_ssm.calibration.ranks.distributed", None)  # any use would raise

@@ -15,6 +15,7 @@ from optimum_ssm.calibration.ranks import current_ranks
 from optimum_ssm.errors import CalibrationError, CheckpointError, ConfigurationError
 from optimum_ssm.methods.magnitude import Magnitude
 from optimum_ssm.passes import pipeline
+from optimum_ssm.passes.dropping import _Search
 from tests.conftest import VOCABULARY, tiny_model
 
 
@@ -91,9 +92,31 @@ def held(name: str) -> dict[str, Any]:
         "weights": {name: parameter.detach().cpu() for name, parameter in pruner.model.named_parameters()},
         "errors": [row.error for row in report.rows if row.error is not None] + report.passes[-1].block_errors,
         "units": {key: value for key, value in report.passes[-1].units.items() if key != "scores"},
+        "scores": report.passes[-1].units.get("scores"),
         "tokens": report.passes[-1].tokens,
         "perplexity": evaluate_perplexity(pruner.model, ids_of(9).flatten(), window=LENGTH, batch_size=2),
     }
+
+
+def resumed_search(folder: Path) -> dict[str, Any]:
+    """What a process holds of `block_drop` that ended with its first round and goes on."""
+    measure, asked = _Search._scores, []
+
+    def once(search: _Search, left: list[int]) -> list[float]:
+        asked.append(left)
+        if len(asked) == 2:
+            raise CalibrationError("stop")
+        return measure(search, left)
+
+    _Search._scores = once
+    try:
+        stopped = message(pruner_of("block_drop", resume_from=str(folder)).prune)
+        pruner = pruner_of("block_drop", resume_from=str(folder))
+        report = pruner.prune()
+    finally:
+        _Search._scores = measure
+    weights = {name: parameter.detach().cpu() for name, parameter in pruner.model.named_parameters()}
+    return {"stopped": stopped, "rounds": asked, "units": report.passes[-1].units, "weights": weights}
 
 
 def message(function: Any) -> str:
@@ -123,6 +146,7 @@ def main(folder: Path) -> None:
         pruner.prune()
     found["resumed"] = [{n: p.detach().cpu() for n, p in pruner.model.named_parameters()} for pruner in resumed]
     resumed[0].save_pretrained(folder / "saved")
+    found["search resumed"] = resumed_search(folder / "rounds")
     found["saved there"] = (folder / "saved" / "model.safetensors").exists()
     found["save again"] = message(lambda: resumed[0].save_pretrained(folder / "saved"))
     torch.save(found, folder / f"rank{ranks.index}.pt")

@@ -31,6 +31,8 @@ RUNS = {  # name: (family, passes)
     "gradients": ("mamba", [{"method": "gradient_magnitude", "sparsity": 0.5, "sequential": False,
                              "targets": ["re:.*layers.[123].mixer.(in|out)_proj"], "reconstruction_epochs": 1}]),
     "groups": ("mamba2", [{"method": "merge", "sparsity": 0.5, "compensation": "least_squares"}]),
+    "search": ("mamba", [{"method": "block_drop", "sparsity": 0.5},
+                         {"method": "wanda", "sparsity": 0.5, "targets": ["in_proj"]}]),
 }  # fmt: skip
 
 
@@ -106,11 +108,17 @@ FAULTS = {
     "groups": ("groups", after_block(3), 3),
     "full": ("weights", full_disk, 2),
 }
+# the same in a search for blocks to drop: (run, what goes wrong, pieces that are whole then)
+SEARCHES = {
+    "second-round": ("search", within_write("pass-1-round-0001", 0.5), ["pass-1-round-0000"]),
+    "after-search": ("search", after_block(1),
+                     ["pass-1-round-0000", "pass-1-round-0001", "pass-2-block-0000", "pass-2-plan"]),
+}  # fmt: skip
 
 
 def main(root: Path) -> None:
     """One child for each fault; what it ended by goes to stdout."""
-    for name, (run, arm, _) in FAULTS.items():
+    for name, (run, arm, _) in {**FAULTS, **SEARCHES}.items():
         child = os.fork()
         if child == 0:
             arm()

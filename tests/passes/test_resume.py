@@ -14,7 +14,7 @@ from optimum_ssm import CheckpointError, SSMPruner
 from optimum_ssm.calibration.activations import Activations
 from optimum_ssm.hub.shards import HALF, MARKER
 from optimum_ssm.passes import pipeline
-from tests.passes.interrupted import FAULTS, LAYERS, RUNS, pruner_of
+from tests.passes.interrupted import FAULTS, LAYERS, RUNS, SEARCHES, pruner_of
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,6 +84,21 @@ def test_goes_on_bit_for_bit(
     )
     assert not [path for path in (root / fault).iterdir() if path.name.endswith(HALF)], "halves are cleaned away"
     assert str(root / fault) in caplog.text or not finished
+
+
+@pytest.mark.parametrize("fault", SEARCHES)
+def test_a_search_goes_on_bit_for_bit(
+    fault: str, interrupted: tuple[Path, str], whole: dict[str, SSMPruner], caplog: pytest.LogCaptureFixture
+) -> None:
+    root, output = interrupted
+    run, _, pieces = SEARCHES[fault]
+    assert f"{fault} ended by -9" in output
+    assert sorted(path.stem for path in (root / fault).glob("*.safetensors")) == pieces
+    pruner = pruner_of(run, root / fault)
+    pruner.prune()
+    assert_equal(whole[run], pruner)
+    rounds = sum("round" in piece for piece in pieces)
+    assert f"pass 1: {rounds} finished rounds are taken from {root / fault}" in caplog.text
 
 
 def test_what_interrupted_writes_leave(interrupted: tuple[Path, str]) -> None:

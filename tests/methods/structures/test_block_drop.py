@@ -274,7 +274,6 @@ def test_a_unit_whose_loss_breaks_the_model_stays(make_tiny_model, token_ids):
         ({"compensation": "bias"}, "compensation='bias'.*whole"),
         ({"multiple_of": 2}, "multiple_of=2"),
         ({"reconstruction_epochs": 1}, "reconstruction_epochs=1"),
-        ({"resume_from": "nowhere"}, "resume_from='nowhere'"),
         ({"uniform_sizes": False, "allocation": "global"}, "allocation='global'"),
         ({"sparsity": 0.1}, "rounds to none.*at least 0.25"),
     ],
