@@ -66,6 +66,10 @@ class Selection:
         """
         if torch.isnan(scores).any():
             raise ValueError("scores hold NaN")
+        return self.unchecked_mask(scores)
+
+    def unchecked_mask(self, scores: Tensor) -> Tensor:
+        """`mask` of scores that are known to hold no NaN: on an accelerator nothing here waits for the device."""
         if self.pattern.is_n_m:
             return _n_m_mask(scores, self.pattern)
         if not 0 <= self.count <= scores.numel():

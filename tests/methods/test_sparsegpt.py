@@ -10,7 +10,7 @@ import torch
 from optimum_ssm import SSMPruner, SSMPrunerConfig
 from optimum_ssm.errors import CalibrationError, ConfigurationError
 from optimum_ssm.methods.magnitude import Magnitude
-from optimum_ssm.methods.sparsegpt import SparseGPT, inverse_factor
+from optimum_ssm.methods.sparsegpt import SOLVED_WHOLE, SparseGPT, inverse_factor, triangular_inverse
 from optimum_ssm.sparsity.pattern import Pattern
 from optimum_ssm.sparsity.selection import Selection
 
@@ -272,6 +272,17 @@ def test_dead_inputs_are_zeroed_first_and_counted_in_the_budget(problem):
     alone, same = SparseGPT().prune(weight[:, live], {"gram": gram[live][:, live]}, "linear", Selection(11))
     assert torch.equal(mask[:, live], same)
     assert torch.allclose(pruned[:, live], alone, rtol=1e-10)  # damping is the mean over live inputs only
+
+
+@pytest.mark.parametrize("shape", [(1,), (33, 4), (SOLVED_WHOLE,), (SOLVED_WHOLE + 1,), (700,), (2, 1300)])
+def test_the_triangular_inverse_of_any_size(shape):
+    """Whole, halved, and halved several times with what is left over; L has a condition of some hundreds."""
+    *batch, n = shape
+    lower = torch.randn(*batch, n, n, generator=torch.Generator().manual_seed(0), dtype=torch.float64).tril_(-1) / n**0.5
+    lower.diagonal(dim1=-2, dim2=-1).fill_(1.5)
+    inverse = triangular_inverse(lower)
+    assert inverse.shape == lower.shape and not inverse.triu(1).any()
+    torch.testing.assert_close(inverse @ lower, torch.eye(n, dtype=torch.float64).expand_as(lower), rtol=0, atol=1e-12)
 
 
 def test_damping_backs_off_tenfold_until_the_hessian_factors_and_says_so(caplog):
