@@ -93,7 +93,7 @@ class PhaseClock:
             self.seconds[name] += now - self._last
             self._last = now
         if self._devices:
-            held = sum(torch.cuda.max_memory_allocated(device) for device in self._devices)
+            held = sum(_peak_bytes(device) for device in self._devices)
             self.peak[name] = max(self.peak.get(name, 0), held)
             for device in self._devices:
                 torch.cuda.reset_peak_memory_stats(device)
@@ -108,6 +108,12 @@ class PhaseClock:
         finally:
             self._book()
             self._stack.pop()
+
+
+def _peak_bytes(device: int) -> int:
+    """What `torch.cuda.max_memory_allocated` gives, without sorting all statistics of the allocator first: at a phase every
+    100 us that would be a quarter of the time that is measured."""
+    return torch.cuda.memory_stats_as_nested_dict(device)["allocated_bytes"]["all"]["peak"]
 
 
 def note(name: str, value: str) -> None:

