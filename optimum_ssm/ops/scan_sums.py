@@ -90,6 +90,21 @@ def check_inputs(scan: str, chunk_size: int | None, **tensors: torch.Tensor | No
             )
 
 
+def partial_sums(sums: Iterable[str], state: torch.Tensor, blocks: int) -> dict[str, torch.Tensor]:
+    """Room for what every program of a Mamba-2 kernel adds up, by the names of `sums`: [B, blocks, H, N].
+
+    Added up by `add_partial_sums` and not in the kernel: without atomic additions, equal inputs give equal bits.
+    """
+    batch, heads, _, state_size = state.shape
+    return {name: state.new_empty(batch, blocks, heads, state_size) for name in sums}
+
+
+def add_partial_sums(sums: Mapping[str, torch.Tensor], partial: Mapping[str, torch.Tensor]) -> None:
+    """Adds what `partial_sums` made room for to "state_energy" [H, N] and "decay_error" [H], over all other dimensions."""
+    for name, values in partial.items():
+        sums[name].add_(values.sum((0, 1) if sums[name].dim() == 2 else (0, 1, 3)))
+
+
 def compute_dtype(x: torch.Tensor) -> torch.dtype:
     """The dtype of the state and of all arithmetic: float64 for a float64 input, otherwise float32."""
     return torch.promote_types(x.dtype, torch.float32)

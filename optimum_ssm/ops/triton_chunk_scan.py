@@ -1,6 +1,6 @@
 # Copyright 2026 The optimum_ssm authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""The Mamba-2 scan of bfloat16 inputs by matrix products of chunks, as one Triton kernel: for calls that ask for no sums.
+"""The Mamba-2 scan of bfloat16 inputs by matrix products of chunks in Triton.
 
 One program walks the chunks of T time steps of one head of one sequence (arXiv 2405.21060, Section 6) for BLOCK_P rows of
 the head dim, with the state in registers. With d(t, s) the decay from step s to step t and t, s inside the chunk:
@@ -10,9 +10,11 @@ the head dim, with the state in registers. With d(t, s) the decay from step s to
 x, B and C are bfloat16, so tensor cores multiply them exactly and add in float32. What meets them, decayed weights, states
 and inputs, is float32: it is cut into two bfloat16 numbers, which together hold 16 of its 24 bits, and multiplied twice. So
 results are within 1e-5 of float32 arithmetic, at (T N + 2 T P + 4 N P) multiply-adds per token and head on tensor cores in
-place of 3 N P and the reductions of the recurrence (`triton_state_space_dual.py`) on other units. d(t, s) comes from a
-difference of sums of log dA: a head that forgets as fast as dA = e^-30 a step has it to 1e-4 only, which is far below the
-rounding of its bfloat16 inputs.
+place of 3 N P and the reductions of the recurrence (`triton_state_space_dual.py`) on other units.
+
+d(t, s) is 2 to a difference of sums of log2 dA from the start of the chunk. A kernel before computes these once, in two parts
+whose differences lose nothing. Sums over time, where asked for, are a pass of their own (`triton_chunk_sums.py`): together
+with the output they would not fit the registers.
 """
 
 from contextlib import nullcontext
@@ -21,9 +23,16 @@ import torch
 import triton
 import triton.language as tl
 
+from .triton_chunk_sums import add_chunk_sums
 
-# exp of it is 0. Without the bound a memoryless head (A = -exp(38)) would make cumulative sums infinite.
+
+# Time steps of a chunk.
+CHUNK = 64
+_LOG2_E = tl.constexpr(1.4426950408889634)
+# 2 to it is 0. Without the bound a memoryless head (A = -exp(38)) would make cumulative sums infinite.
 _MIN_LOG_DECAY = tl.constexpr(-1e3)
+# Log decays are split into multiples of 1/256 and a rest: float32 holds sums and differences of 64 of the former exactly.
+_COARSE = tl.constexpr(256.0)
 # What the kernel takes, and no more. Of other sizes and of strides whose loads are not whole vectors Triton 3.6 makes, for some
 # tiles, code for sm_90 that reads beyond its shared memory; each of these was run on such a GPU and compared.
 STATE_SIZES, HEAD_DIMS, ALIGNMENT = (32, 64, 128), (16, 32, 64, 128), 16
@@ -49,18 +58,22 @@ def scan(
     C: torch.Tensor,
     D: torch.Tensor | None,
     initial_states: torch.Tensor | None,
+    sums: dict[str, torch.Tensor],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """y [B, L, H, P] and the last state [B, H, P, N], both float32, of what `triton_state_space_dual.scan` has checked."""
+    """y [B, L, H, P] and the last state [B, H, P, N], both float32, of what `triton_state_space_dual.scan` has checked; adds
+    to `sums`."""
     batch, length, heads, head_dim = x.shape
     groups, state_size = B.shape[2:]
     y = x.new_empty(x.shape, dtype=torch.float32)
     state = x.new_empty(batch, heads, head_dim, state_size, dtype=torch.float32)
     sizes = block_sizes(state_size, head_dim)
+    # The interpreter, which runs on a CPU, multiplies the bits of bfloat16 numbers as if they were integers.
+    operand = tl.bfloat16 if x.is_cuda else tl.float32
     with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
+        steps = chunk_steps(delta, A)
         _chunk_kernel[(triton.cdiv(head_dim, sizes["BLOCK_P"]), heads, batch)](
             x,
-            delta,
-            A,
+            *steps,
             B,
             C,
             D,
@@ -72,38 +85,89 @@ def scan(
             groups,
             state_size,
             length,
+            steps[0].shape[2],
             *x.stride(),
             *B.stride(),
             *C.stride(),
-            # The interpreter, which runs on a CPU, multiplies the bits of bfloat16 numbers as if they were integers.
-            OPERAND=tl.bfloat16 if x.is_cuda else tl.float32,
+            OPERAND=operand,
+            T=CHUNK,
             **sizes,
         )
+        if sums:
+            add_chunk_sums(x, steps, B, C, initial_states, sums, operand)
     return y, state
 
 
+def chunk_steps(delta: torch.Tensor, A: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Δ, and log2 of the decay from the start of its chunk up to every step, that step included, in two parts: [B, H, L]
+    each, with L rounded up to whole chunks. Beyond the end Δ is 0 and nothing decays."""
+    batch, length, heads = delta.shape
+    padded = triton.cdiv(length, CHUNK) * CHUNK
+    steps = tuple(delta.new_empty(batch, heads, padded) for _ in range(3))
+    block = min(32, triton.next_power_of_2(heads))
+    _steps_kernel[(padded // CHUNK, triton.cdiv(heads, block), batch)](
+        delta, A, *steps, heads, length, padded, T=CHUNK, BLOCK_H=block, num_warps=4
+    )
+    return steps
+
+
 def block_sizes(state_size: int, head_dim: int) -> dict[str, int]:
-    """T, BLOCK_N, BLOCK_P and the number of warps: matrix products need 16 of everything; a state of 4,096 entries leaves
+    """BLOCK_N, BLOCK_P and the number of warps: matrix products need 16 of everything; a state of 4,096 entries leaves
     registers for the rest and room for a second program beside it."""
-    return {"T": 64, "BLOCK_N": state_size, "BLOCK_P": min(head_dim, 4096 // state_size, 64), "num_warps": 4}
+    return {"BLOCK_N": state_size, "BLOCK_P": min(head_dim, 4096 // state_size, 64), "num_warps": 4}
+
+
+@triton.jit
+def _steps_kernel(
+    # [B, L, H], [H] float32; [B, H, padded] each
+    delta,
+    A,
+    delta_out,
+    coarse_out,
+    fine_out,
+    heads,
+    length,
+    padded,
+    T: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+):
+    t = tl.program_id(0) * T + tl.arange(0, T)
+    head = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
+    sequence = tl.program_id(2).to(tl.int64)
+    in_heads = head < heads
+    inside = (t < length)[:, None] & in_heads[None, :]
+    step = tl.load(delta + (sequence * length + t[:, None]) * heads + head[None, :], mask=inside, other=0.0)
+    rate = tl.load(A + head, mask=in_heads, other=0.0).to(tl.float32) * _LOG2_E
+    log_decay = step * rate[None, :]
+    log_decay = tl.where(log_decay < _MIN_LOG_DECAY, _MIN_LOG_DECAY, log_decay)  # not tl.maximum: it hides a NaN
+    log_decay = tl.where((step == 0.0), 0.0, log_decay)  # also of a rate that is infinite
+    coarse = tl.floor(log_decay * _COARSE) / _COARSE
+    offsets = (sequence * heads + head[None, :]) * padded + t[:, None]
+    tl.store(delta_out + offsets, step, mask=in_heads[None, :])
+    tl.store(coarse_out + offsets, tl.cumsum(coarse, 0), mask=in_heads[None, :])
+    tl.store(fine_out + offsets, tl.cumsum(log_decay - coarse, 0), mask=in_heads[None, :])
 
 
 @triton.jit
 def _high(value, OPERAND: tl.constexpr):
+    """The bfloat16 number next to a float32 one."""
     return value.to(tl.bfloat16).to(OPERAND)
 
 
 @triton.jit
 def _low(value, OPERAND: tl.constexpr):
+    """What `_high` leaves: together they hold 16 bits."""
     return (value - value.to(tl.bfloat16).to(tl.float32)).to(tl.bfloat16).to(OPERAND)
 
 
 @triton.jit
 def _chunk_kernel(
-    # [B, L, H, P] with any strides; [B, L, H], [H] float32; [B, L, G, N] with any strides; [H], [B, H, P, N] float32 or None
+    # [B, L, H, P] with any strides; [B, H, padded] float32 each
     x,
     delta,
-    A,
+    coarse,
+    fine,
+    # [B, L, G, N] with any strides; [H], [B, H, P, N] float32 or None
     B,
     C,
     D,
@@ -116,6 +180,7 @@ def _chunk_kernel(
     groups,
     state_size,
     length,
+    padded,
     x_batch,
     x_step,
     x_head,
@@ -143,10 +208,9 @@ def _chunk_kernel(
     in_states = n < state_size
     earlier = t[:, None] >= t[None, :]
 
-    rate = tl.load(A + head).to(tl.float32)
     x_tile = x + sequence * x_batch + head.to(tl.int64) * x_head + p[None, :].to(tl.int64) * x_row
     y_tile = y + sequence * length * heads * head_dim + head * head_dim + p[None, :]
-    delta_tile = delta + sequence * length * heads + head
+    line = (sequence * heads + head) * padded
     B_tile = B + sequence * B_batch + group * B_group + n[None, :].to(tl.int64) * B_state
     C_tile = C + sequence * C_batch + group * C_group + n[None, :].to(tl.int64) * C_state
     state_offsets = ((sequence * heads + head) * head_dim + p[None, :]) * state_size + n[:, None]
@@ -166,18 +230,18 @@ def _chunk_kernel(
         x_now = tl.load(x_tile + step[:, None] * x_step, mask=in_x, other=0.0).to(OPERAND)
         B_now = tl.load(B_tile + step[:, None] * B_step, mask=in_maps, other=0.0).to(OPERAND)
         C_now = tl.load(C_tile + step[:, None] * C_step, mask=in_maps, other=0.0).to(OPERAND)
-        # Beyond the end a step of 0 leaves the state as it is.
-        delta_now = tl.load(delta_tile + step * heads, mask=in_time, other=0.0)
-        log_decay = delta_now * rate
-        log_decay = tl.where(log_decay < _MIN_LOG_DECAY, _MIN_LOG_DECAY, log_decay)  # not tl.maximum: it hides a NaN
-        so_far = tl.cumsum(log_decay, 0)
-        whole = tl.sum(log_decay, 0)
+        delta_now = tl.load(delta + line + step)
+        coarse_now = tl.load(coarse + line + step)
+        fine_now = tl.load(fine + line + step)
+        coarse_end = tl.load(coarse + line + start + T - 1)
+        fine_end = tl.load(fine + line + start + T - 1)
 
         # Before the exponential, which would overflow for later steps.
-        gap = tl.where(earlier, so_far[:, None] - so_far[None, :], float("-inf"))
-        weights = tl.dot(C_now, tl.trans(B_now)) * tl.exp(gap) * delta_now[None, :]
+        gap = (coarse_now[:, None] - coarse_now[None, :]) + (fine_now[:, None] - fine_now[None, :])
+        gap = tl.where(earlier, gap, float("-inf"))
+        weights = tl.dot(C_now, tl.trans(B_now)) * tl.exp2(gap) * delta_now[None, :]
         output = tl.dot(C_now, _high(state, OPERAND))
-        output = tl.dot(C_now, _low(state, OPERAND), output) * tl.exp(so_far)[:, None]
+        output = tl.dot(C_now, _low(state, OPERAND), output) * tl.exp2(coarse_now + fine_now)[:, None]
         output = tl.dot(_high(weights, OPERAND), x_now, output)
         output = tl.dot(_low(weights, OPERAND), x_now, output)
         x_wide = x_now.to(tl.float32)
@@ -185,9 +249,10 @@ def _chunk_kernel(
             output += skip * x_wide
         tl.store(y_tile + step[:, None] * (heads * head_dim), output, mask=in_x)
 
-        arriving = x_wide * (delta_now * tl.exp(whole - so_far))[:, None]
+        to_end = tl.exp2((coarse_end - coarse_now) + (fine_end - fine_now))
+        arriving = x_wide * (delta_now * to_end)[:, None]
         turned = tl.trans(B_now)
-        state = tl.dot(turned, _high(arriving, OPERAND), state * tl.exp(whole))
+        state = tl.dot(turned, _high(arriving, OPERAND), state * tl.exp2(coarse_end + fine_end))
         state = tl.dot(turned, _low(arriving, OPERAND), state)
 
     tl.store(last_state + state_offsets, state, mask=in_state)

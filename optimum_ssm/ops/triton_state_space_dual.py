@@ -13,7 +13,7 @@ h, one multiply-add for y, one for both sums, and 2.5 operations to add y up ove
 for sm_90 at N = 128 that is 9 instructions, loads included. In bytes: x read and y written once, as B, C and Δ are
 smaller by H P / (G N) and P. At P = 64, N = 128 arithmetic takes 13 times as long as memory on an H200.
 
-Calls that ask for no sums and bring bfloat16 inputs go to `triton_chunk_scan.py`: x, B and C are exact on tensor cores.
+Calls with bfloat16 inputs go to `triton_chunk_scan.py`: x, B and C are exact on tensor cores.
 
 Why not chunks of T steps for the others, as in torch: with sums they need 2 T N + 2 T P + 3 P N multiply-adds per token and head, at
 T = P = 64, N = 128 that is 6 P N, no less than the recurrence. Chunks would gain by tensor cores only, with three TF32
@@ -28,6 +28,7 @@ import triton.language as tl
 
 from . import triton_chunk_scan
 from .backend import check_operands
+from .scan_sums import add_partial_sums, partial_sums
 
 
 def scan(
@@ -57,8 +58,8 @@ def scan(
     check_operands(x, {"B": (B, maps), "C": (C, maps), "initial_states": (initial_states, states)})
     D = None if D is None else D.contiguous()
     operands = (x, delta.contiguous(), A.contiguous(), B, C, D, initial_states)
-    if not sums and triton_chunk_scan.suits(x, B, C):
-        return triton_chunk_scan.scan(*operands)
+    if triton_chunk_scan.suits(x, B, C):
+        return triton_chunk_scan.scan(*operands, sums)
     return _recur(*operands, sums)
 
 
@@ -79,8 +80,7 @@ def _recur(
     state = x.new_empty(batch, heads, head_dim, state_size, dtype=torch.float32)
     sizes = block_sizes(state_size, head_dim, batch * heads, x.device)
     blocks = triton.cdiv(head_dim, sizes["BLOCK_P"])
-    # Partial sums of every program, added up by torch: without atomic additions, equal inputs give equal bits.
-    partial = {name: state.new_empty(batch, blocks, heads, state_size) for name in sums}
+    partial = partial_sums(sums, state, blocks)
     with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
         _scan_kernel[(blocks, heads, batch)](
             x,
@@ -103,8 +103,7 @@ def _recur(
             *x.stride(),
             **sizes,
         )
-    for name, values in partial.items():
-        sums[name].add_(values.sum((0, 1, 3)) if name == "decay_error" else values.sum((0, 1)))
+    add_partial_sums(sums, partial)
     return y, state
 
 

@@ -18,12 +18,12 @@ from optimum_ssm.ops import triton_column_sweep as sweep, triton_selective_scan 
 
 def build(kernel, pointers, absent, ones, sizes, capability):
     constants = dict(sizes) | dict.fromkeys(absent) | dict.fromkeys(ones, 1)
-    warps = constants.pop("num_warps")
+    options = {{name: constants.pop(name) for name in ("num_warps", "num_stages") if name in constants}}
     signature = {{
         name: "constexpr" if name in constants else pointers.get(name, "i32") for name in kernel.arg_names
     }}
     source = ASTSource(kernel, signature, {{(kernel.arg_names.index(name),): v for name, v in constants.items()}})
-    built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={{"num_warps": warps}})
+    built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     assert built.asm["cubin"], "no machine code"
 
 {call}
@@ -48,12 +48,21 @@ for capability in (80, 90):
 """
 CHUNK = """
 import triton.language as tl
+from optimum_ssm.ops import triton_chunk_sums as sums
 absent, ones, states, head_dim = {case}
-single = ("delta", "A", "D", "initial_states", "y", "last_state")
-pointers = dict.fromkeys(("x", "B", "C"), "*bf16") | dict.fromkeys(single, "*fp32")
-sizes = chunk.block_sizes(states, head_dim) | {{"OPERAND": tl.bfloat16}}
+steps = ("delta", "coarse", "fine")
+single = (*steps, "delta_out", "coarse_out", "fine_out", "A", "D", "initial_states", "y", "last_state", "decay_error",
+          "state_energy")
+half = ("x", "B", "C", "squares_high", "squares_low")
+pointers = dict.fromkeys(half, "*bf16") | dict.fromkeys(single, "*fp32")
 for capability in (80, 90):
-    build(chunk._chunk_kernel, pointers, absent, ones, sizes, capability)
+    for kernel, sizes in (
+        (chunk._steps_kernel, {{"T": 64, "BLOCK_H": 32, "num_warps": 4}}),
+        (chunk._chunk_kernel, chunk.block_sizes(states, head_dim) | {{"T": 64, "OPERAND": tl.bfloat16}}),
+        (sums._sums_kernel, sums.block_sizes(states, head_dim) | {{"OPERAND": tl.bfloat16}}),
+    ):
+        known = set(kernel.arg_names)
+        build(kernel, pointers, known & set(absent), known & set(ones), sizes, capability)
 """
 CONVOLUTION = """
 dtype, absent, ones, silu = {case}
@@ -84,8 +93,11 @@ CASES = [
     (MAMBA2, ("*bf16", ("D", "initial_states"), ("x_row",), 16, 64)),
     (MAMBA2, ("*fp16", SUMS, ("groups",), 200, 3)),
     (MAMBA2, ("*fp32", ("state_energy",), ("heads", "head_dim", "groups", "state_size", "length", "x_row"), 1, 1)),
-    (CHUNK, ((), ("x_row", "B_state", "C_state"), 128, 64)),
-    (CHUNK, (("D", "initial_states"), ("x_row", "B_state", "C_state"), 32, 16)),
+    (CHUNK, ((), ("x_row", "B_state", "C_state", "squares_state"), 128, 64)),
+    (
+        CHUNK,
+        (("D", "initial_states", "state_energy"), ("x_row", "B_state", "C_state", "squares_state", "groups"), 32, 16),
+    ),
     (CONVOLUTION, ("*bf16", (), ("x_channel",), True)),
     (CONVOLUTION, ("*fp32", ("bias",), ("x_step",), False)),
     (SWEEP, (("block_column", "chosen_column"), 0, 0)),
