@@ -278,7 +278,8 @@ def test_dead_inputs_are_zeroed_first_and_counted_in_the_budget(problem):
 def test_the_triangular_inverse_of_any_size(shape):
     """Whole, halved, and halved several times with what is left over; L has a condition of some hundreds."""
     *batch, n = shape
-    lower = torch.randn(*batch, n, n, generator=torch.Generator().manual_seed(0), dtype=torch.float64).tril_(-1) / n**0.5
+    lower = torch.randn(*batch, n, n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    lower = lower.tril_(-1) / n**0.5
     lower.diagonal(dim1=-2, dim2=-1).fill_(1.5)
     inverse = triangular_inverse(lower)
     assert inverse.shape == lower.shape and not inverse.triu(1).any()
