@@ -92,7 +92,7 @@ class WeightMethod(ABC):
         return weight.masked_fill(mask, 0), mask
 
 
-def output_error(before: Tensor, after: Tensor, statistics: Statistics) -> float | None:
+def output_error(before: Tensor, after: Tensor, statistics: Statistics) -> Tensor | None:
     """Relative squared error of a weight's output on its calibration inputs: tr((W-W') Q (W-W')ᵀ) / tr(W Q Wᵀ).
 
     Args:
@@ -100,13 +100,14 @@ def output_error(before: Tensor, after: Tensor, statistics: Statistics) -> float
         statistics (`Mapping[str, Tensor]`): with `gram` or `conv_gram`, not damped.
 
     Returns:
-        `float`, or `None` where the statistics hold no Gram matrix; 0 where the output is zero anyway.
+        `Tensor`: one number, float64, where W is: reading it would wait for an accelerator. `None` where the statistics hold
+        no Gram matrix; 0 where the output is zero anyway.
     """
     if "gram" in statistics:
         lost, whole = (((w @ statistics["gram"]) * w).sum(dtype=torch.float64) for w in (before - after, before))
     elif "conv_gram" in statistics:
         gram = statistics["conv_gram"]
-        lost, whole = (torch.einsum("ck,ckj,cj->", w, gram, w) for w in (before - after, before))
+        lost, whole = (torch.einsum("ck,ckj,cj->", w, gram, w).double() for w in (before - after, before))
     else:
         return None
-    return float(lost / whole) if whole > 0 else 0.0
+    return torch.where(whole > 0, lost / whole, 0.0)

@@ -134,8 +134,6 @@ class SparseSSM(WeightMethod):
             return selection.mask(scores.flatten(0, 1)).view_as(scores)
         if selection.scope == "row":
             return torch.stack([selection.mask(step) for step in scores])
-        if torch.isnan(scores).any():
-            raise ValueError("scores hold NaN")
         return lowest_of_each(scores.flatten(1), selection.count).view_as(scores)
 
     def _time_weights(self, length: int, selection: Selection) -> Tensor:

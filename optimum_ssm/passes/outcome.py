@@ -4,11 +4,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from torch import Tensor
 
+from ..calibration.placement import to_main_memory
 from ..families.matching import Target
 from ..surgery.cut import Kept, sliced
 from ..surgery.merge import Merged
@@ -21,13 +22,17 @@ class Outcome:
     Args:
         target (`Target`): the weight or row segment.
         mask (`Tensor`): bool, (rows, …) of the target as stored, in main memory; `True` = removed.
-        error (`float`, *optional*): relative squared output error of the weight on its calibration inputs,
+        error (`float`, *optional*; a tensor of one number until the block is done): relative squared output error of the weight on its calibration inputs,
             tr((W-W') Q (W-W')ᵀ) / tr(W Q Wᵀ), where the method collected Q.
     """
 
     target: Target
     mask: Tensor
-    error: float | None
+    error: float | Tensor | None
+
+    def at_home(self) -> Outcome:
+        """The same in main memory and as Python numbers, which waits for an accelerator."""
+        return replace(self, mask=to_main_memory(self.mask), error=None if self.error is None else float(self.error))
 
     def mark(self, masks: dict[str, Tensor]) -> None:
         """Add what was removed to the masks of whole parameters."""

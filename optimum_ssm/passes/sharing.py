@@ -5,12 +5,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 
-from ..calibration.placement import to_main_memory
 from ..calibration.ranks import Ranks
 from ..errors import CalibrationError
 from .outcome import Outcome
@@ -33,8 +31,11 @@ def apply_tasks(work: Work, place: Place, tasks: Sequence[Any], values: Mapping[
     Raises:
         CalibrationError: in every process, whichever of them could not do its task.
     """
+    work.check(tasks)
     if ranks.alone or not work.independent:
-        outcomes = [_at_home(work.apply(place, task, values[task])) for task in tasks]
+        outcomes = [work.apply(place, task, values[task]) for task in tasks]
+        work.settle()
+        outcomes = [_at_home(outcome) for outcome in outcomes]
         if outcomes and not ranks.alone:
             ranks.align_(place.block)
         return outcomes
@@ -44,10 +45,12 @@ def apply_tasks(work: Work, place: Place, tasks: Sequence[Any], values: Mapping[
         for number, (task, owner) in enumerate(zip(tasks, owners)):
             if owner == ranks.index:
                 done[number] = work.apply(place, task, values[task])
+        work.settle()
     except CalibrationError as error:
         failure = str(error)
     ranks.agree(failure)
-    found = ranks.gather({number: outcome.error for number, outcome in done.items()})
+    errors = {number: outcome.error for number, outcome in done.items()}
+    found = ranks.gather({number: None if error is None else float(error) for number, error in errors.items()})
     outcomes = []
     for number, (task, owner) in enumerate(zip(tasks, owners)):
         entries = work.entries(task)
@@ -58,8 +61,7 @@ def apply_tasks(work: Work, place: Place, tasks: Sequence[Any], values: Mapping[
 
 
 def _at_home(outcome: Any) -> Any:
-    """The same with its mask in main memory, if it has one."""
-    return replace(outcome, mask=to_main_memory(outcome.mask)) if isinstance(outcome, Outcome) else outcome
+    return outcome.at_home() if isinstance(outcome, Outcome) else outcome
 
 
 def share_out(costs: Sequence[float], count: int) -> list[int]:

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -50,6 +50,7 @@ class WeightWork(Work[Task]):
         for task in plan.tasks:
             self.tasks.setdefault(task.target.block, []).append(task)
         self._counts: dict[Target, int] = {}
+        self._finite: dict[str, Tensor] = {}  # of every task that is done and not settled: whether its result was
 
     def label(self, task: Task) -> str:
         return task.target.label
@@ -84,6 +85,7 @@ class WeightWork(Work[Task]):
         }
 
     def summarise(self, place: Place, values: dict[Task, Values]) -> dict[Task, Any]:
+        self.check(list(values))
         evidence = [self._evidence(task, found) for task, found in values.items()]
         return dict(zip(values, self.plan.allocation.summarise(evidence, self.plan.config.sparsity)))
 
@@ -97,6 +99,16 @@ class WeightWork(Work[Task]):
                 logger.warning(f"{task.target.label} loses all of its {count} entries")
             self._counts[task.target] = count
 
+    def check(self, tasks: Sequence[Task]) -> None:
+        finite = {task.target.label: self.entries(task).isfinite().all() for task in tasks}
+        if label := _first_false(finite):
+            raise CalibrationError(f"{label}: the weight holds non-finite values")
+
+    def settle(self) -> None:
+        finite, self._finite = self._finite, {}
+        if label := _first_false(finite):
+            raise CalibrationError(f"{label}: pruning left the finite numbers; load the model in a wider dtype")
+
     def apply(self, place: Place, task: Task, values: Values) -> Outcome:
         target, kind = task.target, task.target.weight.kind
         values = self._of_rows(task, values)
@@ -106,15 +118,14 @@ class WeightWork(Work[Task]):
             after, mask = self.plan.method.prune(before, values, kind, selection)
         except ValueError as error:
             raise CalibrationError(f"{target.label}: {error}") from error
-        if not after.isfinite().all():
-            raise CalibrationError(f"{target.label}: pruning left the finite numbers; load the model in a wider dtype")
+        self._finite[target.label] = finite = after.isfinite().all()
         parameter = self.model.get_parameter(target.parameter)
         if target.parameter in self.removed:
             earlier = self.removed[target.parameter][target.rows].to(mask.device).reshape(mask.shape)
             after = torch.where(earlier, before, after)  # a method may have moved errors into an entry that is gone
         after = after.to(parameter.dtype).masked_fill(mask, self.plan.fill(kind))
         shape = parameter[target.rows].shape
-        parameter[target.rows] = after.reshape(shape)
+        parameter[target.rows] = torch.where(finite, after.reshape(shape), parameter[target.rows])
         return Outcome(target, mask.reshape(shape), output_error(before, after.float(), values))
 
     def _evidence(self, task: Task, values: Values) -> Evidence:
@@ -133,9 +144,14 @@ class WeightWork(Work[Task]):
     def _read(self, target: Target) -> Tensor:
         """A copy of the target's entries in float32, as methods see them."""
         weight = self.model.get_parameter(target.parameter).detach()[target.rows].to(torch.float32, copy=True)
-        if not weight.isfinite().all():
-            raise CalibrationError(f"{target.label}: the weight holds non-finite values")
         return _as_seen(weight, target)
+
+
+def _first_false(flags: Mapping[str, Tensor]) -> str | None:
+    """The first name whose flag, a bool of no dimensions, is not set. They are read at once."""
+    if not flags or (found := torch.stack(list(flags.values()))).all():
+        return None
+    return list(flags)[found.tolist().index(False)]
 
 
 def _as_seen(tensor: Tensor, target: Target) -> Tensor:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -122,6 +122,20 @@ class Work(ABC, Generic[T]):
         """Where tasks are independent: about how many multiplications a task takes."""
         raise NotImplementedError
 
+    def check(self, tasks: Sequence[T]) -> None:
+        """Refuse what tasks of one block cannot work on, before anything is changed.
+
+        Raises:
+            CalibrationError: the first task that cannot be done, by name.
+        """
+
     @abstractmethod
     def apply(self, place: Place, task: T, values: Values) -> Outcome:
-        """Do the task: change the block and say what is gone."""
+        """Do the task: change the block and say what is gone. Where an accelerator works, nothing here need wait for it."""
+
+    def settle(self) -> None:
+        """Look at what `apply` left to be looked at, when the tasks of a block are done.
+
+        Raises:
+            CalibrationError: a task went wrong; its weight is what it was.
+        """

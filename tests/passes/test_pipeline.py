@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The block loop: it computes what the model computes, prunes what the config says, and leaves no trace behind."""
 
+import math
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from optimum_ssm.calibration.activations import Activations, inference_state
 from optimum_ssm.calibration.seam import replaced_scan
 from optimum_ssm.families import family_of
 from optimum_ssm.methods.base import WeightMethod
+from optimum_ssm.methods.magnitude import Magnitude
 from tests.reference import relative_error, second_moment, trace, window_moment
 
 
@@ -110,6 +113,25 @@ def test_weights_that_are_not_finite_are_named(tiny_mamba: PreTrainedModel) -> N
     tiny_mamba.base_model.layers[1].mixer.in_proj.weight.data[3, 4] = float("nan")
     with pytest.raises(CalibrationError, match=r"^backbone\.layers\.1\.mixer\.in_proj: the weight holds non-finite"):
         prune(tiny_mamba, method="magnitude", targets=["in_proj"])
+
+
+def test_a_result_that_is_not_finite_is_named_and_not_kept(
+    tiny_mamba: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looked at when the block is done, so that an accelerator is not waited for at every weight."""
+    own = Magnitude.prune
+
+    def prune_and_overflow(self: Magnitude, weight: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+        after, mask = own(self, weight, *args)
+        return (after * math.inf if weight.shape[0] == tiny_mamba.config.hidden_size else after), mask
+
+    monkeypatch.setattr(Magnitude, "prune", prune_and_overflow)
+    before = tiny_mamba.base_model.layers[0].mixer.out_proj.weight.clone()
+    with pytest.raises(
+        CalibrationError, match=r"^backbone\.layers\.0\.mixer\.out_proj: pruning left the finite numbers"
+    ):
+        prune(tiny_mamba, method="magnitude", targets=["x_proj", "out_proj"])
+    assert torch.equal(tiny_mamba.base_model.layers[0].mixer.out_proj.weight, before)
 
 
 # ------------------------------------------------------------------ what is pruned

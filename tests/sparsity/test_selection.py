@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from optimum_ssm.sparsity.pattern import Pattern
 from optimum_ssm.sparsity.selection import (
     Selection,
+    _lowest_by_selecting,
     _lowest_by_sorting,
     _lowest_by_threshold,
     lowest,
@@ -64,9 +65,9 @@ def test_tensor_scope_removes_exactly_the_lowest(shape, share, scores_of):
     assert torch.equal(mask, brute_force(scores, count))
 
 
-@pytest.mark.parametrize("find", [_lowest_by_sorting, _lowest_by_threshold])
+@pytest.mark.parametrize("find", [_lowest_by_sorting, _lowest_by_selecting, _lowest_by_threshold])
 @pytest.mark.parametrize("count", [1, 17, 76, 77])
-def test_both_ways_of_finding_the_lowest_agree(find, count, scores_of):
+def test_all_ways_of_finding_the_lowest_agree(find, count, scores_of):
     scores = scores_of((7, 11))
     assert torch.equal(find(scores.flatten(), count).view(7, 11), brute_force(scores, count))
     several = torch.stack([scores.flatten(), scores.flatten().flip(0)])

@@ -63,7 +63,7 @@ class Error(Allocation):
             count = round_half_up(ratio * weight.numel())
             selection = Selection(count, self._solver.default_scope)
             pruned, mask = self._solver.prune(weight, evidence.statistics, kind, selection)
-            curve.append((count, output_error(weight, pruned.masked_fill(mask, 0), evidence.statistics)))
+            curve.append((count, float(output_error(weight, pruned.masked_fill(mask, 0), evidence.statistics))))
         return _convex(curve)
 
     def ratios(self, items: list[Item], summaries: list[Any], sparsity: float) -> list[float]:
