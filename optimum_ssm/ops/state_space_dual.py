@@ -90,7 +90,9 @@ def state_space_dual(
         dt_softplus: whether Δ goes through softplus.
         dt_limit: smallest and largest Δ.
         initial_states: h_{-1}, [B, H, P, N]; zero by default.
-        sums: accumulators by name (`SCAN_SUMS`, `allocate_sums`), ADDED TO in place, float32 or float64.
+        sums: accumulators by name (`SCAN_SUMS`, `allocate_sums`), ADDED TO in place, float32 or float64. They are exact to
+            float32 but for bfloat16 inputs in Triton, whose products round: over 2,048 tokens some 1e-4 of a sum
+            (`triton_chunk_sums.py`).
         return_final_states: also return h_{L-1}.
         chunk_size: time steps per matrix product in torch. Results do not depend on it but for rounding.
         backend: "torch", "triton" or "auto" (`backend.use_triton`), by default what the environment variable
