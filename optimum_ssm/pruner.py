@@ -160,6 +160,8 @@ class SSMPruner:
         texts = [calibration_blocks(p.config, self.tokenizer, vocabulary) if p.needs_text else None for p in plans]
         ranks.same("settings", [config.to_dict() for config in recipe])
         ranks.same("calibration texts", [None if ids is None else digest(ids) for ids in texts])
+        for number, (config, ids) in enumerate(zip(recipe, texts), start=len(self._done) + 1):
+            Shards.check_ahead(config, number, self.model, ids, ranks)
         for number, (config, plan, ids) in enumerate(zip(recipe, plans, texts)):
             start = time.perf_counter()
             if any(earlier.structured for earlier in recipe[:number]):
@@ -167,8 +169,11 @@ class SSMPruner:
             logger.info(f"{config.method}: {len(plan.tasks)} {'blocks' if config.structured else 'weights'} matched")
             shards = Shards.of_pass(config, len(self._done) + 1, self.model, ids, self.masks, ranks)
             blocks: list = []
-            self._unfinished = config.method
-            run_pass(self.model, self.family, plan, ids, blocks.append, self.masks, ranks, shards)
+
+            def changing(method: str = config.method) -> None:
+                self._unfinished = method
+
+            run_pass(self.model, self.family, plan, ids, blocks.append, self.masks, ranks, shards, changing)
             if config.structured:
                 settle(self.model, self.family)
             self._unfinished = None

@@ -178,6 +178,23 @@ class Ranks:
 ALONE = Ranks()
 
 
+def agreed(ranks: Ranks, action: Callable[[], T]) -> T:
+    """What `action`, which talks to no other process, gives in this one.
+
+    Raises:
+        CalibrationError: in all processes, whichever of them raised it in `action`.
+    """
+    if ranks.alone:
+        return action()
+    found, failure = None, None
+    try:
+        found = action()
+    except CalibrationError as error:
+        failure = error
+    ranks.agree(None if failure is None else str(failure))
+    return found
+
+
 def current_ranks() -> Ranks:
     """The processes that were launched together with this one. The first call joins them.
 

@@ -3,11 +3,13 @@
 """A directory of finished pieces of a run. Each is one safetensors file that appears whole or not at all.
 
 A piece is written beside under a name that is never read, forced to the disk, and renamed. So a process that is killed,
-or a disk that fills up, leaves the pieces that were there before and nothing else that would be taken for one.
+or a disk that fills up, leaves the pieces that were there before and nothing else that would be taken for one. Each holds its
+own name and a checksum, because a wrong bit would end in a wrong model that nobody looks at twice.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -17,7 +19,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, uint8
 
 from ..errors import CheckpointError
 from ..version import __version__
@@ -25,7 +27,8 @@ from ..version import __version__
 
 MARKER = "optimum_ssm_shards.json"
 HALF = ".half"  # what a piece is called while it is written
-ENTRY = "optimum_ssm"  # of the metadata of a safetensors file: all that is not a tensor, as JSON
+# Of the metadata of a safetensors file: all that is not a tensor, as JSON, and the checksum of everything.
+ENTRY, CHECKSUM = "optimum_ssm", "sha256"
 
 
 class ShardDirectory:
@@ -70,7 +73,9 @@ class ShardDirectory:
         Raises:
             CheckpointError: it cannot be written, such as for lack of space. What was there before is as it was.
         """
-        content = save({key: value.contiguous() for key, value in tensors.items()}, {ENTRY: json.dumps(facts)})
+        tensors = {key: value.contiguous() for key, value in tensors.items()}
+        said = json.dumps({"name": name, "facts": facts})
+        content = save(tensors, {ENTRY: said, CHECKSUM: _checksum(said, tensors)})
         try:
             self._write(f"{name}.safetensors", content)
         except OSError as error:
@@ -80,10 +85,10 @@ class ShardDirectory:
             ) from error
 
     def facts(self, name: str) -> dict[str, Any]:
-        """What a piece says besides its tensors.
+        """What a piece says besides its tensors, which are not looked at.
 
         Raises:
-            CheckpointError: the file is damaged.
+            CheckpointError: the file is no piece of that name.
         """
         return self._open(name)[1]
 
@@ -91,7 +96,7 @@ class ShardDirectory:
         """The tensors of a piece, in main memory, and the rest.
 
         Raises:
-            CheckpointError: the file is damaged.
+            CheckpointError: the file is damaged, or no piece of that name.
         """
         return self._open(name, tensors=True)
 
@@ -99,8 +104,14 @@ class ShardDirectory:
         path = self.path / f"{name}.safetensors"
         try:
             with safe_open(path, "pt") as file:
-                facts = json.loads(file.metadata()[ENTRY])
-                return {key: file.get_tensor(key) for key in file.keys()} if tensors else {}, facts
+                said, checksum = (file.metadata()[entry] for entry in (ENTRY, CHECKSUM))
+                found = {key: file.get_tensor(key) for key in file.keys()} if tensors else {}
+            if tensors and _checksum(said, found) != checksum:
+                raise ValueError("its checksum is not that of what it holds")
+            content = json.loads(said)
+            if content["name"] != name:
+                raise ValueError(f"it is the piece {content['name']!r}")
+            return found, content["facts"]
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{path} cannot be read: {_why(error)}. Remove it, and what it held is computed again"
@@ -127,5 +138,17 @@ class ShardDirectory:
             os.close(folder)
 
 
+def _checksum(said: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of what a piece says and of its tensors, contiguous and in main memory."""
+    found = hashlib.sha256(said.encode())
+    for key, value in sorted(tensors.items()):
+        found.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        if value.numel():
+            found.update(memoryview(value.detach().reshape(-1).view(uint8).numpy()))
+    return found.hexdigest()
+
+
 def _why(error: BaseException) -> str:
+    if isinstance(error, KeyError):
+        return f"it says nothing of {error}"
     return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__

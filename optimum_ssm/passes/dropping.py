@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import TypeVar
 
 import torch
 from accelerate.utils import tqdm
@@ -19,6 +20,7 @@ from transformers.utils import logging
 from ..calibration.activations import Activations
 from ..calibration.offload import BlockWeights, let_go
 from ..calibration.placement import Batches, Placement, stream_placement
+from ..calibration.ranks import agreed
 from ..errors import CalibrationError
 from ..families.base import Family
 from ..methods.structures.base import Units
@@ -28,6 +30,8 @@ from .drop_plan import BLOCK, DropPlan
 from .outcome import BlockOutcome, DropOutcome
 from .resume import Shards
 
+
+T = TypeVar("T")
 
 logger = logging.get_logger(__name__)
 
@@ -41,6 +45,7 @@ def drop_units(
     ids: Tensor | None,
     on_block: Callable[[BlockOutcome], None],
     shards: Shards,
+    before_change: Callable[[], None],
 ) -> None:
     """Drop what `plan` says from `model`, in place. Arguments as in `pipeline.run_pass`, with the scan replaced already and
     `ids` this process's part.
@@ -58,6 +63,8 @@ def drop_units(
             search = _Search(model, family, plan, ids, weights, placement, shards)
             dropped, seconds = search.run(), search.seconds
     start = time.perf_counter()
+    if dropped:
+        before_change()
     order = {index: (rank, score) for rank, (index, score) in enumerate(dropped)}
     zeroed = {}
     for index in sorted(order) if plan.unit != BLOCK else ():
@@ -141,7 +148,7 @@ class _Search:
                 found.append(self._perplexity_without(index, stream, gone))
                 self._bar.update()
             if index < left[-1]:
-                stream.advance(self._pass(index, stream, stream.hidden, index in gone))
+                stream.advance(self._agreed(lambda: self._pass(index, stream, stream.hidden, index in gone)))
         return found
 
     def _perplexity_without(self, index: int, stream: Activations, gone: set[int]) -> float:
@@ -163,9 +170,9 @@ class _Search:
         """1 - E cos(with, without) of the output of every block in `left`, over tokens; one pass."""
         stream, found = self._stream(), []
         for index in range(left[-1] + 1):
-            dense = self._pass(index, stream, stream.hidden, False)
+            dense = self._agreed(lambda: self._pass(index, stream, stream.hidden, False))
             if index in left:
-                without = self._pass(index, stream, stream.hidden, True)
+                without = self._agreed(lambda: self._pass(index, stream, stream.hidden, True))
                 alike = (F.cosine_similarity(a.float(), b.float(), dim=-1) for a, b in zip(dense, without))
                 cosines = sum(float(cosine.sum(dtype=torch.float64)) for cosine in alike)
                 cosines, tokens = self.ranks.sums(cosines, stream.tokens)
@@ -175,7 +182,12 @@ class _Search:
         return found
 
     def _stream(self) -> Activations:
-        return Activations(self.model, self.blocks[0][1], self.ids, self.plan.config.batch_size, self.placement)
+        size = self.plan.config.batch_size
+        return self._agreed(lambda: Activations(self.model, self.blocks[0][1], self.ids, size, self.placement))
+
+    def _agreed(self, action: Callable[[], T]) -> T:
+        """`ranks.agreed`: each process has its own part of the text."""
+        return agreed(self.ranks, action)
 
     def _pass(
         self, index: int, stream: Activations, hidden: Batches, without: bool, following: int | None = None

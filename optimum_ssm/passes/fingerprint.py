@@ -23,7 +23,7 @@ from ..version import __version__
 
 # Fields that say where something is, not what is computed. The text itself is compared by its token ids.
 PLACES = ("resume_from", "offload", "device", "max_memory", "dataset", "dataset_name", "dataset_split", "text_column")
-FORMAT = 2  # of the pieces themselves
+FORMAT = 3  # of the pieces themselves
 NAMES = ("_name_or_path", "name_or_path", "transformers_version", "architectures")
 
 
@@ -47,9 +47,21 @@ def fingerprint(
         removed (`Mapping[str, Tensor]`): masks of earlier passes.
         processes (`int`): how many share the calibration text.
     """
-    settings = {k: v for k, v in config.to_dict().items() if k not in PLACES}
     shape = {k: v for k, v in model.config.to_dict().items() if k not in NAMES}
     masks = {name: digest(mask) for name, mask in removed.items()}
+    found = {
+        "the model's config": _of(shape),
+        "the model's weights": _of(digests),
+        "the masks of earlier passes": _of(masks),
+    }
+    return foreseen(config, number, model, ids, processes) | found
+
+
+def foreseen(
+    config: SSMPrunerConfig, number: int, model: nn.Module, ids: Tensor | None, processes: int
+) -> dict[str, Any]:
+    """What is known of a `fingerprint` while passes before are still to come. Arguments as there."""
+    settings = {k: v for k, v in config.to_dict().items() if k not in PLACES}
     device = work_device(model) if config.device is None else torch.device(config.device)
     found = {
         "optimum_ssm": __version__,
@@ -60,10 +72,7 @@ def fingerprint(
         "device": device.type,
         "kernels (OPTIMUM_SSM_SCAN)": active_backend(device),
         "format": FORMAT,
-        "the model's config": _of(shape),
-        "the model's weights": _of(digests),
         "the calibration text": "none" if ids is None else digest(ids),
-        "the masks of earlier passes": _of(masks),
         **{f"config.{name}": value for name, value in settings.items()},
     }
     return json.loads(json.dumps(found, default=str))  # as it comes back from a file

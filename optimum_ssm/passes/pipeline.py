@@ -7,7 +7,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from ..calibration.activations import Activations, inference_state
 from ..calibration.gradients import gradient_statistics
 from ..calibration.offload import BlockWeights, work_device
 from ..calibration.placement import Batches, Pairs, Placement, stream_placement
-from ..calibration.ranks import ALONE, Ranks
+from ..calibration.ranks import ALONE, Ranks, agreed
 from ..calibration.seam import ScanSeam, replaced_scan
 from ..calibration.sites import BlockStatistics, Need
 from ..calibration.timing import phase
@@ -32,6 +32,8 @@ from .sharing import apply_tasks
 from .work import Place, Work
 
 
+T = TypeVar("T")
+
 logger = logging.get_logger(__name__)
 
 
@@ -44,6 +46,7 @@ def run_pass(
     removed: Mapping[str, Tensor],
     ranks: Ranks = ALONE,
     shards: Shards | None = None,
+    before_change: Callable[[], None] = lambda: None,
 ) -> None:
     """Prune `model` in place as `plan` says.
 
@@ -58,6 +61,8 @@ def run_pass(
             also where the method updates weights.
         ranks (`Ranks`): the processes that work together, all with the same model, plan and `ids`.
         shards (`Shards`, *optional*): where finished blocks, or rounds of a search, are kept and found.
+        before_change (`Callable`): called before anything of the model is changed, which then does not fit any report until
+            the pass ends.
 
     Raises:
         CalibrationError: statistics or activations are not usable; the weight or the block is named.
@@ -66,7 +71,7 @@ def run_pass(
     with inference_state(model), replaced_scan(family, model) as seam:
         if isinstance(plan, DropPlan):
             own = None if ids is None else ranks.share(ids, plan.config.batch_size)
-            drop_units(model, family, plan, own, on_block, shards)
+            drop_units(model, family, plan, own, on_block, shards, before_change)
             return
         wanted, gradients = plan.gradient_parameters, {}
         if wanted:
@@ -80,7 +85,9 @@ def run_pass(
         copies = 3 if plan.reconstruction.epochs else 2  # inputs, dense outputs, and what reconstruction aims at
         device = weights.device_of(family.blocks(model)[0][1])
         with stream_placement(model, plan.config.offload, copies, ids, device) as placement:
-            run = _Run(model, family, plan, work, seam, ids, removed, weights, placement, ranks, shards, tokens)
+            run = _Run(
+                model, family, plan, work, seam, ids, removed, weights, placement, ranks, shards, tokens, before_change
+            )
             run.execute(on_block)
 
 
@@ -102,6 +109,7 @@ class _Run:
         ranks: Ranks,
         shards: Shards,
         tokens: int,
+        before_change: Callable[[], None],
     ):
         self.model, self.config, self.work, self.seam, self.ids = model, plan.config, work, seam, ids
         self.weights, self.placement = weights, placement
@@ -109,6 +117,7 @@ class _Run:
         self.removed, self.family, self.blocks = removed, family, family.blocks(model)
         self.ranks, self.shards, self.tokens = ranks, shards, tokens
         self.reconstruction: Reconstruction = plan.reconstruction
+        self.before_change = before_change
 
     def execute(self, on_block: Callable[[BlockOutcome], None]) -> None:
         """Plan where the work asks for it, then prune block by block."""
@@ -136,7 +145,10 @@ class _Run:
         place, values = self._collect(index, stream, {task: self.work.needs(task) for task in tasks})
         if self.reconstruction.epochs and stream is not None:
             with phase("forward"):
-                goal = stream.through(block, name, goal, out=goal)
+                goal = self._agreed(lambda: stream.through(block, name, goal, out=goal))
+        self.work.check(tasks)
+        if tasks:
+            self.before_change()
         with phase("solve"):
             outcomes = apply_tasks(self.work, place, tasks, values, self.ranks)
         error = tuned = None
@@ -146,9 +158,8 @@ class _Run:
                     tuned = self._reconstruct(block, name, stream, goal, outcomes)
             if outcomes:
                 with phase("replay"):
-                    lost, whole = self.ranks.sums(
-                        *stream.replay(block, name, place.dense, keep=self.config.sequential)
-                    )
+                    found = self._agreed(lambda: stream.replay(block, name, place.dense, keep=self.config.sequential))
+                    lost, whole = self.ranks.sums(*found)
                 error = lost / whole if whole else 0.0
             if not outcomes or not self.config.sequential:
                 self._room = stream.advance(place.dense)
@@ -166,19 +177,26 @@ class _Run:
             place, _ = self._collect(index, stream, {task: self.work.needs(task) for task in tasks})
             dense = place.dense
         if self.reconstruction.epochs and stream is not None:
-            goal = stream.through(block, name, goal, out=goal)
+            goal = self._agreed(lambda: stream.through(block, name, goal, out=goal))
+        self.before_change()
         outcome = self.shards.put_back(index, block, self.family, self.work)
         if dense is not None:
             self._room = stream.advance(dense)
         elif stream is not None:
-            stream.through(block, name, out=stream.hidden)
+            self._agreed(lambda: stream.through(block, name, out=stream.hidden))
         return outcome, goal
+
+    def _agreed(self, action: Callable[[], T]) -> T:
+        """What `action` gives; what stops it in one process, with its own inputs, stops all, so that none waits for it."""
+        return agreed(self.ranks, action)
 
     def _stream(self) -> Activations | None:
         if self.ids is None:
             return None
         with phase("embedding"):
-            stream = Activations(self.model, self.blocks[0][1], self.ids, self.config.batch_size, self.placement)
+            stream = self._agreed(
+                lambda: Activations(self.model, self.blocks[0][1], self.ids, self.config.batch_size, self.placement)
+            )
         stream.tokens = self.tokens
         return stream
 
@@ -220,10 +238,9 @@ class _Run:
             if stream is not None:
                 with phase("forward"), statistics.watching() if needs else nullcontext():
                     if dense is None:
-                        dense = self._room = stream.through(block, name, out=self._room)
+                        dense = self._room = self._agreed(lambda: stream.through(block, name, out=self._room))
                     else:  # it was changed since: only the statistics are new
-                        for _ in stream.outputs(block, name):
-                            pass
+                        self._agreed(lambda: [None for _ in stream.outputs(block, name)])
                 statistics.reduce(self.ranks)
             return statistics
 

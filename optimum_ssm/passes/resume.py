@@ -23,7 +23,7 @@ from ..errors import CheckpointError
 from ..families.base import Family
 from ..families.matching import Target
 from ..hub.shards import ShardDirectory
-from .fingerprint import differences, digest, fingerprint, parameter_digests
+from .fingerprint import differences, digest, fingerprint, foreseen, parameter_digests
 from .outcome import BlockOutcome
 from .records import pack, unpack
 from .work import Work
@@ -65,7 +65,9 @@ class Shards:
     ):
         self.ranks, self.directory, self.number = ranks, directory, number
         self.facts, self.digests, self._planning = facts or {}, digests or {}, 0.0
-        self._there: dict[str, float] = ranks.on_main(self._check) if directory is not None else {}
+        self._there: dict[str, float] = {}
+        if directory is not None:
+            self._there = ranks.on_main(lambda: _fitting(directory, number, self.facts))
         self.finished = next(index for index in range(len(self._there) + 1) if self._block(index) not in self._there)
         if self.finished:
             logger.warning(f"pass {number}: {self.finished} finished blocks are taken from {directory.path}")
@@ -97,6 +99,20 @@ class Shards:
         digests = ranks.on_main(lambda: parameter_digests(model))
         facts = fingerprint(config, number, model, digests, ids, removed, ranks.count)
         return cls(ranks, directory, number, facts, digests)
+
+    @staticmethod
+    def check_ahead(
+        config: SSMPrunerConfig, number: int, model: nn.Module, ids: Tensor | None, ranks: Ranks = ALONE
+    ) -> None:
+        """Refuse pieces of a later pass that cannot fit, before the passes before it change the model. Arguments as in
+        `of_pass`.
+
+        Raises:
+            CheckpointError: the directory holds something else, or pieces of a pass with other settings.
+        """
+        if config.resume_from is not None:
+            facts = foreseen(config, number, model, ids, ranks.count)
+            ranks.on_main(lambda: _fitting(ShardDirectory(config.resume_from), number, facts))
 
     def gradients(
         self, model: nn.Module, compute: Callable[[], dict[str, dict[str, Tensor]]]
@@ -196,25 +212,12 @@ class Shards:
         for path, value in tensors.items():
             if path.startswith(PARAMETER):
                 _put(block, path.removeprefix(PARAMETER), value)
-        if facts["sizes"] != family.sizes(block):
+        if facts["sizes"]:  # of attributes: what a family reads off the tensors agrees already
             family.set_sizes(block, facts["sizes"])
         return unpack(facts["outcome"], tensors, targets)
 
     def _block(self, index: int) -> str:
         return f"pass-{self.number}-block-{index:04d}"
-
-    def _check(self) -> dict[str, float]:
-        """The pieces of this pass, all of which must fit, with the seconds that each took."""
-        found, names = {}, [name for name in self.directory.names() if name.startswith(f"pass-{self.number}-")]
-        for name in names:
-            facts = self.directory.facts(name)
-            if differing := differences(facts["fingerprint"], self.facts):
-                raise CheckpointError(
-                    f"{self.directory.path / name}.safetensors was made by another run: {'; '.join(differing)}. Give that "
-                    "run's settings, or another resume_from"
-                )
-            found[name] = facts.get("seconds", 0.0)
-        return found
 
     def _write(self, name: str, piece: Callable[[], tuple[dict[str, Tensor], dict[str, Any]]]) -> None:
         if self.directory is None:
@@ -225,6 +228,21 @@ class Shards:
             self.directory.write(name, tensors, {"fingerprint": self.facts, **facts})
 
         self.ranks.on_main(write)
+
+
+def _fitting(directory: ShardDirectory, number: int, facts: Mapping[str, Any]) -> dict[str, float]:
+    """The pieces of a pass, all of which must agree with what is known of its fingerprint, and the seconds that each took."""
+    found, names = {}, [name for name in directory.names() if name.startswith(f"pass-{number}-")]
+    for name in names:
+        said = directory.facts(name)
+        there = {key: value for key, value in said["fingerprint"].items() if key in facts or key.startswith("config.")}
+        if differing := differences(there, facts):
+            raise CheckpointError(
+                f"{directory.path / name}.safetensors was made by another run: {'; '.join(differing)}. Give that run's "
+                "settings, or another resume_from"
+            )
+        found[name] = said.get("seconds", 0.0)
+    return found
 
 
 def _target(task: Any) -> Any:

@@ -31,7 +31,6 @@ def apply_tasks(work: Work, place: Place, tasks: Sequence[Any], values: Mapping[
     Raises:
         CalibrationError: in every process, whichever of them could not do its task.
     """
-    work.check(tasks)
     if ranks.alone or not work.independent:
         outcomes = [work.apply(place, task, values[task]) for task in tasks]
         work.settle()

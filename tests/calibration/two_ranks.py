@@ -119,6 +119,15 @@ def resumed_search(folder: Path) -> dict[str, Any]:
     return {"stopped": stopped, "rounds": asked, "units": report.passes[-1].units, "weights": weights}
 
 
+def infinite_on_one(name: str) -> SSMPruner:
+    """A run whose activations overflow in the second process only, at a token that only its part of the text holds."""
+    ids = ids_of(4) % (VOCABULARY - 1)
+    ids[1::2, 3] = VOCABULARY - 1
+    pruner = pruner_of(name, dataset=ids, num_samples=4, batch_size=1)
+    pruner.model.get_input_embeddings().weight.data[-1] = torch.inf
+    return pruner
+
+
 def message(function: Any) -> str:
     try:
         function()
@@ -140,6 +149,8 @@ def main(folder: Path) -> None:
     found["models"] = message(broken.prune)
     register_method("refuses")(Refuses)
     found["solve"] = message(pruner_of("wanda", method="refuses", allocation=None).prune)
+
+    found["forward"] = [message(infinite_on_one(name).prune) for name in ("wanda", "block_drop")]
 
     resumed = [pruner_of("sparsessm", resume_from=str(folder / "pieces")) for _ in range(2)]
     for pruner in resumed:

@@ -28,6 +28,8 @@ UNITS = {"method": "state_energy", "sparsity": 0.5, "uniform_sizes": False, "mul
 RUNS = {  # name: (family, passes)
     "weights": ("mamba", [WEIGHTS]),
     "units": ("mamba2", [UNITS, {"method": "wanda", "sparsity": 0.5, "targets": ["in_proj"]}]),
+    "states": ("mamba", [{"method": "state_energy", "sparsity": 0.5},
+                         {"method": "wanda", "sparsity": 0.5, "targets": ["in_proj"]}]),
     "gradients": ("mamba", [{"method": "gradient_magnitude", "sparsity": 0.5, "sequential": False,
                              "targets": ["re:.*layers.[123].mixer.(in|out)_proj"], "reconstruction_epochs": 1}]),
     "groups": ("mamba2", [{"method": "merge", "sparsity": 0.5, "compensation": "least_squares"}]),
@@ -104,6 +106,7 @@ FAULTS = {
     "plan": ("weights", within_write("pass-1-plan", 0.5), 0),
     "unnamed": ("gradients", within_write("pass-1-block-0003", 1.0), 3),
     "units": ("units", after_block(2), 2),
+    "states": ("states", after_block(LAYERS + 1), 1),
     "second-pass": ("units", after_block(LAYERS + 2), 2),
     "groups": ("groups", after_block(3), 3),
     "full": ("weights", full_disk, 2),

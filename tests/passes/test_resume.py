@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from optimum_ssm import CheckpointError, SSMPruner
+from optimum_ssm import CalibrationError, CheckpointError, SSMPruner, SSMPrunerConfig
 from optimum_ssm.calibration.activations import Activations
 from optimum_ssm.hub.shards import HALF, MARKER
 from optimum_ssm.passes import pipeline
-from tests.passes.interrupted import FAULTS, LAYERS, RUNS, SEARCHES, pruner_of
+from tests.passes.interrupted import FAULTS, LAYERS, LENGTH, RUNS, SEARCHES, pruner_of
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,7 +52,10 @@ def assert_equal(one: SSMPruner, two: SSMPruner) -> None:
         assert torch.equal(parameter, there[name]), name
         assert parameter.requires_grad == there[name].requires_grad, name
     reports = [pruner.report for pruner in (one, two)]
-    assert reports[0].rows == reports[1].rows
+    for fact in ("rows", "sizes", "recurrent_state_bytes", "conv_state_bytes", "loads_with"):
+        assert getattr(reports[0], fact) == getattr(reports[1], fact), fact
+    ids = torch.arange(LENGTH)[None]
+    assert torch.equal(*(pruner.model(ids).logits for pruner in (one, two)))
     for first, second in zip(reports[0].passes, reports[1].passes, strict=True):
         second.seconds = first.seconds
         second.reconstruction_seconds = first.reconstruction_seconds
@@ -70,7 +74,7 @@ def test_goes_on_bit_for_bit(
     root, output = interrupted
     run, _, finished = FAULTS[fault]
     assert f"{fault} ended by {3 if fault == 'full' else -9}" in output
-    number = 2 if fault == "second-pass" else 1
+    number = 2 if fault in ("second-pass", "states") else 1
     pieces = list((root / fault).glob(f"pass-{number}-block-*.safetensors"))
     assert len(pieces) == finished, "the interruption came where it should"
     applied = []
@@ -168,6 +172,95 @@ def test_a_directory_with_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot be used: File exists"):
         pruner_of("weights", tmp_path / "thesis.tex").prune()
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("family", "config"),
+    [
+        ("mamba", {"method": "magnitude", "axis": "state"}),
+        ("mamba", {"method": "magnitude", "axis": "dt_rank", "multiple_of": 1}),
+        ("mamba", {"method": "flap", "axis": "channel"}),
+        ("mamba2", {"method": "magnitude", "axis": "head", "multiple_of": 2}),
+        ("mamba2", {"method": "magnitude", "axis": "head_dim", "multiple_of": 2}),
+        ("mamba2", {"method": "merge"}),
+    ],
+)
+def test_blocks_that_were_cut_are_put_back_whole(
+    family: str, config: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the sizes that their modules work by, too: the model runs, and the next pass finds what it would have."""
+    monkeypatch.setitem(RUNS, "cut", (family, [{"sparsity": 0.5, **config}]))
+    whole, first, again = (pruner_of("cut", folder) for folder in (None, tmp_path, tmp_path))
+    for pruner in (whole, first, again):
+        pruner.prune()
+    assert again.report.passes[0].earlier_blocks == LAYERS
+    assert_equal(whole, again)
+    for pruner in (whole, again):
+        pruner.prune(SSMPrunerConfig(method="magnitude", sparsity=0.5, targets=["in_proj", "out_proj"]))
+    assert_equal(whole, again)
+
+
+@pytest.mark.parametrize("place", ["tensor", "mask", "facts"])
+def test_a_wrong_bit_is_noticed(place: str, tmp_path: Path) -> None:
+    pruner_of("weights", tmp_path).prune()
+    piece = tmp_path / "pass-1-block-0001.safetensors"
+    content = bytearray(piece.read_bytes())
+    header = int.from_bytes(content[:8], "little")
+    offset = {"tensor": 8 + header + 1000, "mask": len(content) - 50, "facts": content.index(b"seconds") + 1}[place]
+    content[offset] ^= 0x04
+    piece.write_bytes(content)
+    message = r"block-0001\.safetensors cannot be read: its checksum is not that of what it holds\. Remove it"
+    with pytest.raises(CheckpointError, match=message):
+        pruner_of("weights", tmp_path).prune()
+
+
+def test_a_piece_of_another_name_is_not_taken(tmp_path: Path) -> None:
+    pruner_of("weights", tmp_path).prune()
+    one, two = (tmp_path / f"pass-1-block-000{number}.safetensors" for number in (0, 1))
+    one.write_bytes(two.read_bytes())
+    with pytest.raises(
+        CheckpointError, match=r"0000\.safetensors cannot be read: it is the piece 'pass-1-block-0001'"
+    ):
+        pruner_of("weights", tmp_path).prune()
+    save_file({"x": torch.zeros(1)}, one, {"optimum_ssm": "{}"})
+    with pytest.raises(CheckpointError, match=r"0000\.safetensors cannot be read: it says nothing of 'sha256'"):
+        pruner_of("weights", tmp_path).prune()
+
+
+def test_pieces_of_a_later_pass_are_looked_at_before_the_first_one(tmp_path: Path) -> None:
+    """Otherwise the first pass would be done, and a second call would do it again."""
+    pruner_of("states", tmp_path).prune()
+    pruner = pruner_of("states", tmp_path)
+    pruner.pruning_config[1].sparsity = 0.75
+    before = {name: value.clone() for name, value in pruner.model.state_dict().items()}
+    with pytest.raises(
+        CheckpointError, match=r"pass-2-[a-z0-9-]+\.safetensors was made by another run: config\.sparsity"
+    ):
+        pruner.prune()
+    assert not pruner.report.passes
+    assert all(torch.equal(value, before[name]) for name, value in pruner.model.state_dict().items())
+    pruner.pruning_config[1].sparsity = 0.5
+    pruner.prune()
+    assert pruner.report.passes[1].earlier_blocks == LAYERS
+
+
+def test_a_pass_that_changed_nothing_leaves_the_pruner_usable(monkeypatch: pytest.MonkeyPatch) -> None:
+    for run, cause in (("weights", CalibrationError("no room")), ("search", KeyboardInterrupt())):
+        pruner, whole = pruner_of(run, None), pruner_of(run, None)
+        through, calls = Activations.through, []
+
+        def stopped(*args: object, cause: BaseException = cause, **kwargs: object) -> object:
+            if calls:
+                raise cause
+            calls.append(args)
+            return through(*args, **kwargs)
+
+        with monkeypatch.context() as patch, pytest.raises(type(cause)):
+            patch.setattr(Activations, "through", stopped)
+            pruner.prune()
+        for one in (pruner, whole):
+            one.prune()
+        assert_equal(whole, pruner)
 
 
 def test_a_damaged_piece_is_named(tmp_path: Path, whole: dict[str, SSMPruner]) -> None:
