@@ -115,22 +115,32 @@ def _lowest_by_selecting(scores: Tensor, count: int) -> Tensor:
 
 def _lowest_by_threshold(scores: Tensor, count: int) -> Tensor:
     """For main memory, where numpy selects several times faster than torch sorts."""
+    threshold = _partitioned(scores, count - 1)[..., count - 1 : count].to(scores.dtype)
+    return _up_to(scores, threshold, count)
+
+
+def _partitioned(scores: Tensor, place: int) -> Tensor:
+    """Scores in main memory, each row in an order that has at `place` what a sort would put there, and none higher before."""
     values = scores.detach() if scores.dtype in (torch.float32, torch.float64) else scores.detach().float()
-    threshold = torch.from_numpy(np.partition(values.numpy(), count - 1)[..., count - 1 : count].copy())
-    threshold = threshold.to(scores.dtype)
+    return torch.from_numpy(np.partition(values.numpy(), place))
+
+
+def _up_to(scores: Tensor, threshold: Tensor, count: int | Tensor) -> Tensor:
+    """Mask of all scores below their row's threshold and of the first that equal it, up to `count` of a row."""
     mask, equal = scores < threshold, scores == threshold
     wanted = count - mask.sum(-1, keepdim=True)
     if len(scores) == 1:  # a whole tensor, or all of them: no counter for every entry
         equal[0, equal[0].nonzero().squeeze(1)[int(wanted) :]] = False
-    elif (equal.sum(-1, keepdim=True) > wanted).any():
-        equal &= equal.cumsum(-1) <= wanted
+    elif (tied := equal.sum(-1) > wanted.squeeze(-1)).any():
+        equal[tied] &= equal[tied].cumsum(-1) <= wanted[tied]
     return mask | equal
 
 
 def _row_mask(scores: Tensor, count: int) -> Tensor:
     """Every row loses floor(count / rows); the rest goes to the rows whose next score is lowest."""
-    rows, columns = scores.shape
-    base, extra = divmod(count, rows)
+    base, extra = divmod(count, len(scores))
+    if scores.device.type == "cpu":
+        return _row_mask_by_threshold(scores, base, extra)
     order = scores.argsort(dim=1, stable=True)
     mask = torch.zeros_like(scores, dtype=torch.bool)
     mask.scatter_(1, order[:, :base], True)
@@ -139,6 +149,19 @@ def _row_mask(scores: Tensor, count: int) -> Tensor:
         richer = scores.gather(1, following[:, None]).squeeze(1).argsort(stable=True)[:extra]
         mask[richer, following[richer]] = True
     return mask
+
+
+def _row_mask_by_threshold(scores: Tensor, base: int, extra: int) -> Tensor:
+    """`base` of every row and one more of `extra` rows, in main memory."""
+    if not extra:
+        return lowest_of_each(scores, base)
+    values = _partitioned(scores, base)  # one place: numpy takes several times as long for two
+    following = values[:, base]
+    last = values[:, :base].amax(1) if base else torch.full_like(following, -math.inf)
+    richer = torch.zeros(len(scores), dtype=torch.bool)
+    richer[following.argsort(stable=True)[:extra]] = True
+    threshold = torch.where(richer, following, last).to(scores.dtype)
+    return _up_to(scores, threshold[:, None], (base + richer.long())[:, None])
 
 
 def _n_m_mask(scores: Tensor, pattern: Pattern) -> Tensor:

@@ -95,6 +95,24 @@ def test_the_extra_entries_of_row_scope_go_to_the_rows_whose_next_score_is_lowes
     assert removed.tolist() == [[True, False, False], [True, True, False], [True, True, False]]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("count", [0, 3, 9, 40, 45, 62, 81])
+def test_row_scope_on_a_cpu_sorts_no_row_and_chooses_as_sorting_does(count, dtype, scores_of, monkeypatch):
+    scores = scores_of((9, 9)).to(dtype)
+    scores[::4, 2] = -math.inf
+    base, extra = divmod(count, 9)
+    order = scores.argsort(dim=1, stable=True)
+    expected = torch.zeros(9, 9, dtype=torch.bool).scatter_(1, order[:, :base], True)
+    if extra:
+        following = scores.gather(1, order[:, base : base + 1]).squeeze(1)
+        richer = following.argsort(stable=True)[:extra]
+        expected[richer, order[richer, base]] = True
+    sizes, original = [], torch.Tensor.argsort
+    monkeypatch.setattr(torch.Tensor, "argsort", lambda x, *a, **k: sizes.append(x.dim()) or original(x, *a, **k))
+    assert torch.equal(Selection(count, "row").mask(scores), expected)
+    assert sizes == [1] * bool(extra), "only the rows are put in an order"
+
+
 def test_equal_scores_go_in_the_order_of_the_flat_index():
     assert Selection(3, "tensor").mask(torch.ones(2, 3)).tolist() == [[True] * 3, [False] * 3]
     assert Selection(3, "row").mask(torch.ones(2, 3)).tolist() == [[True, True, False], [True, False, False]]
