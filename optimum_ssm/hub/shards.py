@@ -9,6 +9,7 @@ own name and a checksum, because a wrong bit would end in a wrong model that nob
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -53,6 +54,8 @@ class ShardDirectory:
                 )
             for half in self.path.glob(f"*{HALF}"):
                 half.unlink()
+            if not os.access(self.path, os.W_OK):  # not only after the first block
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             if not found:
                 self._write(MARKER, (json.dumps({"optimum_ssm_version": __version__}) + "\n").encode())
         except OSError as error:
@@ -81,7 +84,7 @@ class ShardDirectory:
         except OSError as error:
             raise CheckpointError(
                 f"{self.path / name}.safetensors cannot be written: {_why(error)}. The finished blocks before it are whole; "
-                "start again with the same resume_from once there is room"
+                "start again with the same resume_from once it can be"
             ) from error
 
     def facts(self, name: str) -> dict[str, Any]:

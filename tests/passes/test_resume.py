@@ -263,6 +263,15 @@ def test_a_pass_that_changed_nothing_leaves_the_pruner_usable(monkeypatch: pytes
         assert_equal(whole, pruner)
 
 
+def test_a_directory_that_cannot_be_written_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pruner_of("weights", tmp_path).prune()
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # the superuser may write anywhere
+    with pytest.raises(CheckpointError, match="cannot be used: Permission denied"):
+        pruner_of("weights", tmp_path).prune()
+
+
 def test_a_damaged_piece_is_named(tmp_path: Path, whole: dict[str, SSMPruner]) -> None:
     pruner_of("weights", tmp_path).prune()
     piece = tmp_path / "pass-1-block-0001.safetensors"
