@@ -12,7 +12,7 @@ where what is in brackets does not wait for s. Its last row, of r = T - 1, would
 in place of s. One program walks the chunks of T steps of one head of one sequence for BLOCK_P rows of the head dim and BLOCK_N
 states, with the state in registers; everything is additive over rows and apart for states.
 
-Cost per token and head, multiply-adds on tensor cores: T (2 N / BLOCK_N) P + 4 T N + 2 N P. The outputs would need more
+Cost per token and head, multiply-adds on tensor cores: T P N / BLOCK_N + 3 T N + 2 N P. The outputs would need more
 registers than there are, hence a pass of its own that computes the state once more.
 
 x, B, C² (in two parts) and everything that is added up are exact or float32; |x|² on the diagonal, what most of s is, too. What
