@@ -77,13 +77,16 @@ class Reconstruction:
 
         Returns:
             `tuple[float, float, float]`: ‖block(x) - dense‖² / ‖dense - x‖² over all samples, before and after, and the
-            seconds that it took.
+            seconds that it took. A block whose dense output is its input has nothing to be tuned towards: it stays as it
+            is, and both are 0.
 
         Raises:
             CalibrationError: the loss is not finite.
         """
         start = time.perf_counter()
         (scale,) = ranks.sums(sum(float((wish.float() - x.float()).square().sum()) for x, wish in pairs))
+        if not scale:
+            return 0.0, 0.0, time.perf_counter() - start
         parameters = list(block.parameters())
         flags, dtypes = [p.requires_grad for p in parameters], [p.dtype for p in parameters]
         gradients = [p.grad for p in parameters]  # the user's: neither to be stepped along nor to be lost
@@ -101,7 +104,7 @@ class Reconstruction:
                 parameter.grad = gradient
         restore()
         after = self._loss(pairs, forward, ranks) / scale
-        if after >= before:  # never leave a block worse than pruning left it
+        if not after < before:  # never leave a block worse than pruning left it, and what is NaN is worse
             for parameter, value in zip(parameters, saved):
                 parameter.copy_(value)
             after = before

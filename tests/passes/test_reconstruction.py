@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from optimum_ssm import CalibrationError, PruningReport, SSMPruner, SSMPrunerConfig
+from optimum_ssm.passes.reconstruction import Reconstruction
 from tests.reference import trace
 
 
@@ -99,6 +100,34 @@ def test_tuning_that_leaves_the_finite_numbers_names_the_block_and_the_rate(
         CalibrationError, match=r"^backbone\.layers\.0: block reconstruction diverged; lower its lr of"
     ):
         prune(tiny_mamba, token_ids(8), epochs=2, reconstruction_kwargs={"lr": 1e30})
+
+
+def test_a_block_that_adds_nothing_is_left_as_pruning_left_it(
+    make_tiny_model: Callable[..., PreTrainedModel], token_ids: Callable[..., Tensor]
+) -> None:
+    plain, tuned = (make_tiny_model("mamba") for _ in range(2))
+    for model in (plain, tuned):
+        model.base_model.layers[0].mixer.out_proj.weight.data.zero_()
+    prune(plain, token_ids(4), epochs=0)
+    report = prune(tuned, token_ids(4), epochs=1).report
+    first, last = report.passes[0].reconstruction
+    assert first == [0, 0] and 0 < last[1] <= last[0]
+    for name, parameter in plain.base_model.layers[0].named_parameters():
+        assert torch.equal(parameter, tuned.base_model.layers[0].get_parameter(name)), name
+    assert PruningReport.from_json(report.to_json()).passes[0] == report.passes[0]
+
+
+def test_a_block_that_tuning_left_without_numbers_is_as_it_was_before() -> None:
+    """In float16 a step leads out of the range, where infinity times 0 is NaN, which is not above any number."""
+    block = torch.nn.Linear(2, 1, bias=False, dtype=torch.float16)
+    with torch.no_grad():
+        block.weight.fill_(6e4)
+        pairs = [(torch.eye(2, dtype=torch.float16), torch.full((2, 1), 1e5))]
+        found = Reconstruction(epochs=1, lr=1e4).tune(
+            block, "block", pairs, lambda x: block(x.to(block.weight.dtype)), lambda: None
+        )
+    assert block.weight.tolist() == [[6e4, 6e4]]
+    assert found[0] == found[1] > 0
 
 
 def test_gain_and_time_are_in_the_text_and_in_the_file(
