@@ -15,6 +15,7 @@ products, and bytes over the bandwidth, all measured in the same run.
 import argparse
 import gc
 import hashlib
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -24,7 +25,7 @@ import transformers
 from benchmark_shapes import SHAPES, dense_config
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from optimum_ssm import SSMPrunerConfig
+from optimum_ssm import OptimumSSMError, SSMPrunerConfig
 from optimum_ssm.calibration.ranks import current_ranks
 from optimum_ssm.evaluation.pruning_benchmark import PruningTimes, growth_table, time_pruning
 from optimum_ssm.evaluation.pruning_bounds import Rates, measure_rates
@@ -64,7 +65,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--save", action="store_true", help="also save the pruned model into a temporary directory")
     parser.add_argument("--digest", action="store_true", help="also print a hash of the pruned weights")
     parser.add_argument("--grow", action="store_true", help="time and memory against tokens, blocks and width")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    try:
+        recipe_of(arguments)  # before anything is measured
+    except OptimumSSMError as error:
+        parser.exit(2, f"error: {error}\n")
+    return arguments
 
 
 def build(arguments: argparse.Namespace, blocks: int = 1, width: int = 1) -> PreTrainedModel:
@@ -165,4 +171,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except OptimumSSMError as error:
+        sys.exit(f"error: {error}")

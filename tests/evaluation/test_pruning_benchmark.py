@@ -2,7 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bounds count what a pass computes; tables say what was measured."""
 
+import runpy
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -101,3 +104,24 @@ def test_growth_is_told_against_the_first_run() -> None:
     lines = growth_table([("first", 100, 2, 8, one), ("tokens x 2", 200, 2, 8, two)]).splitlines()
     assert lines[2].split("|")[5:7] == [" 2.00 ", " 1.00 "] and lines[2].split("|")[9] == " 1.00 "
     assert lines[3].split("|")[5:8] == [" 4.00 ", " 2.00 ", " 10000.00 "] and lines[3].split("|")[9] == " 2.00 "
+
+
+@pytest.mark.parametrize("options, message", [
+    (["--method", "nope"], "error: unknown method 'nope'. Allowed: admm_grad, "),
+    (["--sparsity", "2"], "error: sparsity=2.0 must lie in"),
+    (["--recipe", "nope"], "error: "),
+])  # fmt: skip
+def test_what_the_example_does_not_know_is_said_in_one_line_before_anything_is_measured(
+    assets: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    options: list[str],
+    message: str,
+) -> None:
+    monkeypatch.syspath_prepend(assets.parent)
+    monkeypatch.setattr(sys, "argv", ["benchmark_pruning.py", "--shape", "mamba-130m", *options])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(assets.parent / "benchmark_pruning.py"), run_name="__main__")
+    said = capsys.readouterr()
+    assert stopped.value.code == 2 and not said.out
+    assert said.err.startswith(message) and said.err.count("\n") == 1
