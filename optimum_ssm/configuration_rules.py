@@ -128,7 +128,12 @@ def check_ranges(config: SSMPrunerConfig) -> None:
 
 
 def check_places(config: SSMPrunerConfig) -> None:
-    """The device is one that torch knows; devices in `max_memory` are numbers, as accelerate wants them."""
+    """The device is one that torch knows; devices in `max_memory` are numbers, as accelerate wants them; directories have
+    names."""
+    if config.resume_from == "":  # the present directory, as a variable that is not set would say unasked
+        raise ConfigurationError(
+            "resume_from='' names no directory; give one, '.' for the present one, or leave it out"
+        )
     if config.device is not None:
         import torch
 

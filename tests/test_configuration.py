@@ -108,6 +108,7 @@ def test_a_list_of_names_holds_nothing_else(field):
         ({"seq_len": 1}, "seq_len=1 must be at least 2"),
         ({"batch_size": 0}, "batch_size=0 must be at least 1"),
         ({"seed": -1}, "seed=-1 must be at least 0"),
+        ({"resume_from": ""}, "resume_from='' names no directory; give one, '.' for the present one, or leave it out"),
         ({"reconstruction_epochs": -1}, "reconstruction_epochs=-1 must be at least 0"),
         (
             {"reconstruction_epochs": 1, "reconstruction_kwargs": {"lrr": 1e-4}},
