@@ -11,31 +11,30 @@ model was loaded from are only read.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.hooks import AlignDevicesHook, ModelHook, add_hook_to_module, remove_hook_from_module
 from accelerate.utils import OffloadedWeightsLoader, PrefixedDataset, align_module_device, has_offloaded_params
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from ..errors import ConfigurationError
+from ..errors import CalibrationError, ConfigurationError
 from .placement import fits_memory
+from .scratch import Scratch
 from .timing import phase
 
 
 logger = logging.get_logger(__name__)
 
-_folders: weakref.WeakKeyDictionary[nn.Module, Path] = weakref.WeakKeyDictionary()
+_folders: weakref.WeakKeyDictionary[nn.Module, Scratch] = weakref.WeakKeyDictionary()
 _numbers = count()  # of the files in them
 
 
@@ -258,13 +257,15 @@ class BlockWeights:
         hooks: Mapping[nn.Module, ModelHook],
         modules: list[nn.Module],
         device: torch.device,
+        unwritable: bool = False,
     ) -> None:
-        """Keep a changed block in main memory, or on disk if it does not fit, and let its hooks know."""
+        """Keep a changed block in main memory, or on disk if it does not fit, and let its hooks know. What the disk does not
+        take stays in main memory, where it is, and the error is raised when the model is whole."""
         if not modules:  # nothing was brought in: what is meta here was never loaded
             return
         paths = {module: path for path, module in block.named_modules()}
         size = sum(p.numel() * p.element_size() for p in block.parameters())
-        in_memory = _place(self.model, name) == "cpu" or fits_memory(size)
+        in_memory = unwritable or _place(self.model, name) == "cpu" or fits_memory(size)
         for module in modules:
             _forget(hooks[module])
         if in_memory:
@@ -275,7 +276,11 @@ class BlockWeights:
             weights: Mapping[str, Tensor] = state
         else:
             logger.info(f"{name}: main memory is short of {size:,} bytes, the pruned block is kept on disk")
-            weights = _write(self.model, name, block, device)
+            try:
+                weights = _write(self.model, name, block, device)
+            except CalibrationError:
+                self._let_go(name, block, hooks, modules, device, unwritable=True)
+                raise
         for module in modules:
             hooks[module].weights_map = PrefixedDataset(weights, f"{paths[module]}." if paths[module] else "")
         _hook(hooks)
@@ -311,14 +316,27 @@ def _tensors(block: nn.Module) -> list[Tensor]:
 
 
 def _write(model: nn.Module, name: str, block: nn.Module, device: torch.device) -> OffloadedWeightsLoader:
-    """The block's parameters in a file that lives as long as hooks read it, at most as long as the model."""
+    """The block's parameters in a file that lives as long as hooks read it, at most as long as the model.
+
+    Raises:
+        CalibrationError: the disk does not take it.
+    """
     if model not in _folders:
-        _folders[model] = Path(tempfile.mkdtemp(prefix="optimum_ssm_weights_"))
-        weakref.finalize(model, shutil.rmtree, _folders[model], ignore_errors=True)
+        _folders[model] = Scratch("weights")
+        weakref.finalize(model, _folders[model].remove)
     # the name alone would come again: a dropped block gives it to a later one, which is still read from a file of its own
-    path = _folders[model] / f"{name}-{next(_numbers)}.safetensors"
+    path = _folders[model].path / f"{name}-{next(_numbers)}.safetensors"
     state = {key: parameter.detach().cpu().contiguous() for key, parameter in block.named_parameters()}
-    save_file(state, path)
+    try:
+        save_file(state, path)
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):  # a part of it would take the room that is missing
+            path.unlink(missing_ok=True)
+        size = sum(value.nbytes for value in state.values())
+        raise CalibrationError(
+            f"{name}: main memory is short of {size:,} bytes for the pruned block, and {path.parent.parent}, where temporary "
+            f"files go, does not take them: {error}. Set TMPDIR to a larger disk that can be written to"
+        ) from error
     index = {
         key: {"safetensors_file": str(path), "weight_name": key, "dtype": str(value.dtype).removeprefix("torch.")}
         for key, value in state.items()

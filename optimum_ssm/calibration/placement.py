@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from ..errors import CalibrationError
+from .scratch import Scratch, temporary_directory
 from .timing import note, phase
 
 
@@ -41,11 +41,14 @@ class Placement:
     Args:
         place (`str`): `"device"` (tensors stay where they are computed), `"cpu"` (main memory, pinned where there is
             CUDA) or `"disk"` (memory-mapped files without a name in a temporary directory: a killed process leaves none).
+
+    Raises:
+        CalibrationError: a temporary directory is wanted and cannot be made.
     """
 
     def __init__(self, place: str = "device"):
         self.place = place
-        self.folder = Path(tempfile.mkdtemp(prefix="optimum_ssm_stream_")) if place == "disk" else None
+        self._scratch = Scratch("stream") if place == "disk" else None
         self._copier = ThreadPoolExecutor(1, "optimum_ssm copies") if place != "device" else None
         self._streams: dict[torch.device, Any] = {}
         self._files = 0
@@ -60,8 +63,8 @@ class Placement:
         """End the thread and remove the folder."""
         if self._copier is not None:
             self._copier.shutdown(wait=True, cancel_futures=True)
-        if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        if self._scratch is not None:
+            self._scratch.remove()
 
     def batches(self, count: int) -> Batches:
         """Room for so many batches, empty."""
@@ -79,7 +82,7 @@ class Placement:
         """
         if self.place == "cpu":
             return torch.empty(like.shape, dtype=like.dtype, pin_memory=torch.cuda.is_available())
-        path, size = self.folder / f"{self._files}.bin", like.numel() * like.element_size()
+        path, size = self._scratch.path / f"{self._files}.bin", like.numel() * like.element_size()
         self._files += 1
         try:
             with open(path, "wb") as file:  # taken now: a full disk found while writing to the map would be a signal
@@ -89,7 +92,7 @@ class Placement:
                     file.truncate(max(1, size))
         except OSError as error:
             raise CalibrationError(
-                f"no room for {size:,} bytes of calibration activations in {self.folder.parent}: {error}. Set TMPDIR to "
+                f"no room for {size:,} bytes of calibration activations in {path.parent.parent}: {error}. Set TMPDIR to "
                 "a larger disk, or use fewer or shorter samples"
             ) from error
         mapped = torch.from_file(str(path), shared=True, size=like.numel(), dtype=like.dtype).view(like.shape)
@@ -235,15 +238,27 @@ def choose_place(offload: str | None, needed: int, device: torch.device) -> str:
         device (`torch.device`): where blocks are computed.
 
     Raises:
-        CalibrationError: there is not enough room on the disk, if that is what it comes to.
+        CalibrationError: there is not enough room on the disk, if that is what it comes to, or no temporary directory.
     """
     free = {"device": free_bytes(device), "cpu": free_bytes(torch.device("cpu"))}
     place = offload or next((name for name in ("device", "cpu") if needed <= SHARE * free[name]), "disk")
     if device.type == "cpu" and place == "cpu":
         place = "device"  # the same memory
     if place == "disk":
-        folder = tempfile.gettempdir()
-        if needed > (room := shutil.disk_usage(folder).free):
+        folder = temporary_directory()
+        try:
+            room = shutil.disk_usage(folder).free
+        except OSError as error:
+            raise CalibrationError(
+                f"{folder}, where temporary files go, cannot be read: {error}. Set TMPDIR to a directory that can be written to"
+            ) from error
+        if needed > room and offload == "disk":
+            raise CalibrationError(
+                f"offload='disk': the calibration activations take {needed:,} bytes, and {folder}, where temporary files "
+                f"go, has {room:,}. Set TMPDIR to a larger disk, use fewer or shorter samples, leave offload out, or say "
+                "offload='cpu'"
+            )
+        if needed > room:
             raise CalibrationError(
                 f"the calibration activations take {needed:,} bytes: more than half of what is free on {device} "
                 f"({free['device']:,}) and in main memory ({free['cpu']:,}), and more than {folder} has ({room:,}). Use "

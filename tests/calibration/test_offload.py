@@ -14,10 +14,11 @@ import torch
 from accelerate import cpu_offload
 from accelerate.hooks import AlignDevicesHook
 from accelerate.utils import has_offloaded_params
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from optimum_ssm import CheckpointError, ConfigurationError, SSMPruner, SSMPrunerConfig
+from optimum_ssm import CalibrationError, CheckpointError, ConfigurationError, SSMPruner, SSMPrunerConfig
 from optimum_ssm.calibration import offload
 from optimum_ssm.calibration.offload import BlockWeights, is_offloaded, read_parameter, work_device
 from optimum_ssm.methods.wanda import Wanda
@@ -238,6 +239,44 @@ def test_hooks_are_whole_after_an_exception(
     assert set(hooks(pruner.model)) == names
     assert all(parameter.is_meta for parameter in pruner.model.base_model.layers[0].parameters())
     assert pruner.model(ids).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("error", [SafetensorError("No space left on device"), PermissionError(13, "denied")])
+def test_a_disk_that_takes_no_block_is_told_and_the_block_stays_in_memory(
+    mamba: Path,
+    token_ids: Callable[..., Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    temporary: Path,
+    short_of_memory: None,
+    error: Exception,
+) -> None:
+    def fail(_: object, path: Path) -> None:
+        path.write_bytes(b"a part")
+        raise error
+
+    pruner, ids = load(mamba, token_ids(5), SOME), token_ids(2)
+    monkeypatch.setattr(offload, "save_file", fail)
+    with pytest.raises(CalibrationError, match=rf"layers\.0: main memory is short.*{temporary}.*Set TMPDIR"):
+        pruner.prune()
+    assert not list(temporary.rglob("*.safetensors")), "no part is left to take the room"
+    blocks = pruner.model.base_model.layers
+    assert not is_offloaded(blocks[0]) and is_offloaded(blocks[2])
+    assert pruner.model.hf_device_map["backbone.layers.0"] == "cpu"
+    assert pruner.model(ids).logits.isfinite().all()
+
+
+def test_no_directory_for_a_block_is_told_too(
+    mamba: Path,
+    token_ids: Callable[..., Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    short_of_memory: None,
+) -> None:
+    pruner = load(mamba, token_ids(5), SOME)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    with pytest.raises(CalibrationError, match=r"no directory can be made in .*missing.*Set TMPDIR"):
+        pruner.prune()
+    assert not is_offloaded(pruner.model.base_model.layers[0])
 
 
 @pytest.mark.parametrize("options, message", [

@@ -252,6 +252,37 @@ def test_no_room_anywhere_is_said_before_the_work(
         prune(tiny_mamba, token_ids(5))
 
 
+def test_a_disk_that_was_asked_for_and_is_short_is_told_as_that(
+    monkeypatch: pytest.MonkeyPatch, temporary: Path
+) -> None:
+    monkeypatch.setattr(placement.shutil, "disk_usage", lambda _: SimpleNamespace(free=1_999))
+    with pytest.raises(CalibrationError) as caught:
+        choose_place("disk", 2_000, CPU)
+    assert str(caught.value) == (
+        f"offload='disk': the calibration activations take 2,000 bytes, and {temporary}, where temporary files go, has "
+        "1,999. Set TMPDIR to a larger disk, use fewer or shorter samples, leave offload out, or say offload='cpu'"
+    )
+
+
+@pytest.mark.parametrize("kind, use", [
+    ("a file", lambda: Placement("disk")),
+    ("missing", lambda: Placement("disk")),
+    ("missing", lambda: choose_place("disk", 1, CPU)),
+    ("none", lambda: choose_place("disk", 1, CPU)),
+])  # fmt: skip
+def test_a_temporary_directory_that_cannot_be_used_is_named(
+    kind: str, use: Callable[[], object], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    place = tmp_path / "place"
+    if kind == "a file":
+        place.write_text("")
+    monkeypatch.setattr(tempfile, "tempdir", None if kind == "none" else str(place))
+    if kind == "none":
+        monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(place)])
+    with pytest.raises(CalibrationError, match=rf"{place}.*Set TMPDIR to a directory that can be written to"):
+        use()
+
+
 @pytest.mark.parametrize("options, message", [
     ({"offload": "gpu"}, "offload 'gpu'"),
     ({"device": "cudda"}, "device='cudda' is no device"),
