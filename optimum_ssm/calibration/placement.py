@@ -40,7 +40,8 @@ class Placement:
 
     Args:
         place (`str`): `"device"` (tensors stay where they are computed), `"cpu"` (main memory, pinned where there is
-            CUDA) or `"disk"` (memory-mapped files without a name in a temporary directory: a killed process leaves none).
+            CUDA) or `"disk"` (memory-mapped files without a name in a temporary directory: a killed process leaves none of
+            them, but their directory, see `scratch.py`).
 
     Raises:
         CalibrationError: a temporary directory is wanted and cannot be made.
