@@ -173,7 +173,18 @@ class SSMPruner:
             def changing(method: str = config.method) -> None:
                 self._unfinished = method
 
-            run_pass(self.model, self.family, plan, ids, blocks.append, self.masks, ranks, shards, changing)
+            run_pass(
+                self.model,
+                self.family,
+                plan,
+                ids,
+                blocks.append,
+                self.masks,
+                ranks,
+                shards,
+                before_change=changing,
+                dense_entries=self.report.parameters,
+            )
             if config.structured:
                 settle(self.model, self.family)
             self._unfinished = None

@@ -47,6 +47,7 @@ def run_pass(
     ranks: Ranks = ALONE,
     shards: Shards | None = None,
     before_change: Callable[[], None] = lambda: None,
+    dense_entries: int | None = None,
 ) -> None:
     """Prune `model` in place as `plan` says.
 
@@ -63,6 +64,8 @@ def run_pass(
         shards (`Shards`, *optional*): where finished blocks, or rounds of a search, are kept and found.
         before_change (`Callable`): called before anything of the model is changed, which then does not fit any report until
             the pass ends.
+        dense_entries (`int`, *optional*): of the model before its first pass, where passes before have cut some; the progress
+            bar counts against them.
 
     Raises:
         CalibrationError: statistics or activations are not usable; the weight or the block is named.
@@ -88,7 +91,7 @@ def run_pass(
             run = _Run(
                 model, family, plan, work, seam, ids, removed, weights, placement, ranks, shards, tokens, before_change
             )
-            run.execute(on_block)
+            run.execute(on_block, dense_entries)
 
 
 class _Run:
@@ -119,13 +122,14 @@ class _Run:
         self.reconstruction: Reconstruction = plan.reconstruction
         self.before_change = before_change
 
-    def execute(self, on_block: Callable[[BlockOutcome], None]) -> None:
+    def execute(self, on_block: Callable[[BlockOutcome], None], dense_entries: int | None) -> None:
         """Plan where the work asks for it, then prune block by block."""
         self._plan()
         blocks = self.blocks[: max(self.work.tasks) + 1]
         stream = self._stream() if self.shards.finished < len(blocks) else None
         goal: Batches | None = None  # the dense model's own stream, what reconstruction aims at
-        bar = BlockProgress(blocks, f"Pruning ({self.config.method})", self.model, self.ranks)
+        text = f"Pruning ({self.config.method})"
+        bar = BlockProgress(blocks, text, self.model, self.ranks, self.removed, dense_entries)
         for index, (name, block) in enumerate(bar):
             finished = index < self.shards.finished
             following = blocks[index + 1][1] if index + 1 < len(blocks) else None
