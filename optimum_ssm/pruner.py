@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from transformers.utils import logging
 
 from .calibration.data import calibration_blocks
+from .calibration.offload import tie_again
 from .calibration.ranks import Ranks, check_model, current_ranks, own_device_map
 from .configuration import SSMPrunerConfig, parse_recipe
 from .errors import CheckpointError, ConfigurationError
@@ -70,6 +71,7 @@ class SSMPruner:
         self.tokenizer = tokenizer
         self.pruning_config = parse_recipe(pruning_config) if pruning_config is not None else None
         self.family = family_of(model)
+        tie_again(model)
         self.report: PruningReport = model_report(model, self.family)
         self.masks: dict[str, Tensor] = {}
         self.license: str | None = None
@@ -155,6 +157,7 @@ class SSMPruner:
             return self._passes(recipe, ranks)
 
     def _passes(self, recipe: list[SSMPrunerConfig], ranks: Ranks) -> PruningReport:
+        tie_again(self.model)  # it may have been run since
         plans = [make_plan(self.model, self.family, config) for config in recipe]
         vocabulary = self.model.get_input_embeddings().weight.shape[0]
         texts = [calibration_blocks(p.config, self.tokenizer, vocabulary) if p.needs_text else None for p in plans]

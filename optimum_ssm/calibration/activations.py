@@ -62,6 +62,7 @@ class Activations:
                     pass
         finally:
             handle.remove()
+            tie_again(model)  # the embedding's hook has brought values
 
     def outputs(self, block: nn.Module, name: str, inputs: Batches | None = None) -> Iterator[Tensor]:
         """What `block` gives for every batch, one after the other, (batch, seq_len, hidden) each.

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -316,14 +317,13 @@ def _tensors(block: nn.Module) -> list[Tensor]:
 
 
 def _write(model: nn.Module, name: str, block: nn.Module, device: torch.device) -> OffloadedWeightsLoader:
-    """The block's parameters in a file that lives as long as hooks read it, at most as long as the model.
+    """The block's parameters in a file that lives as long as hooks read it, those of a copy of the model among them.
 
     Raises:
         CalibrationError: the disk does not take it.
     """
     if model not in _folders:
         _folders[model] = Scratch("weights")
-        weakref.finalize(model, _folders[model].remove)
     # the name alone would come again: a dropped block gives it to a later one, which is still read from a file of its own
     path = _folders[model].path / f"{name}-{next(_numbers)}.safetensors"
     state = {key: parameter.detach().cpu().contiguous() for key, parameter in block.named_parameters()}
@@ -343,8 +343,19 @@ def _write(model: nn.Module, name: str, block: nn.Module, device: torch.device) 
     }
     # as a word: not every safetensors takes a torch.device
     weights = OffloadedWeightsLoader(index=index, device=None if device.type == "cpu" else str(device))
-    weakref.finalize(weights, path.unlink, missing_ok=True)
+    weights.file = _File(path, _folders[model])
     return weights
+
+
+class _File:
+    """A file that goes with the last object that holds it, and with it a directory that nothing else needs."""
+
+    def __init__(self, path: Path, folder: Scratch):
+        self._folder = folder
+        weakref.finalize(self, path.unlink, missing_ok=True)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _File:
+        return self  # what is copied with it reads the same file
 
 
 def _place(model: nn.Module, name: str) -> str | None:

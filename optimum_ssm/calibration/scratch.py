@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import weakref
 from contextlib import suppress
 from pathlib import Path
 
@@ -47,7 +48,8 @@ def temporary_directory() -> Path:
 
 
 class Scratch:
-    """A new directory among the temporary files, there until `remove`, or until another one is made after the process ended.
+    """A new directory among the temporary files, there until `remove`, or as long as this object; where the process is killed,
+    until another one is made.
 
     Args:
         kind (`str`): what it is for: `"stream"` or `"weights"`.
@@ -68,14 +70,19 @@ class Scratch:
                 f"no directory can be made in {parent}, where temporary files go: {error}. Set TMPDIR to a directory that "
                 "can be written to"
             ) from error
-        self._lock = _hold(self.path)
+        self._finalizer = weakref.finalize(self, _remove, self.path, _hold(self.path), os.getpid())
 
     def remove(self) -> None:
         """Remove it with all that is in it."""
-        shutil.rmtree(self.path, ignore_errors=True)
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._finalizer()
+
+
+def _remove(folder: Path, lock: int | None, owner: int) -> None:
+    if os.getpid() != owner:  # a child that was forked, at its end
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    if lock is not None:
+        os.close(lock)
 
 
 def _system() -> bytes:

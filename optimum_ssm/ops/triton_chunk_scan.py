@@ -94,7 +94,7 @@ def scan(
             **sizes,
         )
         if sums:
-            add_chunk_sums(x, steps, B, C, initial_states, sums, operand)
+            add_chunk_sums(x, steps, CHUNK, B, C, initial_states, sums, operand)
     return y, state
 
 

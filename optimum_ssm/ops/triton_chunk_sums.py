@@ -33,6 +33,7 @@ from .scan_sums import add_partial_sums, partial_sums
 def add_chunk_sums(
     x: torch.Tensor,
     steps: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    chunk: int,
     B: torch.Tensor,
     C: torch.Tensor,
     initial_states: torch.Tensor | None,
@@ -41,7 +42,8 @@ def add_chunk_sums(
 ) -> None:
     """Adds "decay_error" and "state_energy", where they are asked for, to `sums`.
 
-    Arguments are as in `triton_chunk_scan.scan`; `steps` is from `chunk_steps`, `operand` the dtype of products.
+    Arguments are as in `triton_chunk_scan.scan`; `steps` is from `chunk_steps`, for chunks of `chunk` time steps, and `operand`
+    the dtype of products.
     """
     batch, length, heads, head_dim = x.shape
     groups, state_size = B.shape[2:]
@@ -71,14 +73,15 @@ def add_chunk_sums(
         *B.stride(),
         *high.stride(),
         OPERAND=operand,
+        T=chunk,
         **sizes,
     )
     add_partial_sums(sums, partial)
 
 
 def block_sizes(state_size: int, head_dim: int) -> dict[str, int]:
-    """T, BLOCK_N, BLOCK_P, the number of warps and of stages. More of anything spills registers."""
-    return {"T": 64, "BLOCK_N": min(64, state_size), "BLOCK_P": min(64, head_dim), "num_warps": 4, "num_stages": 1}
+    """BLOCK_N, BLOCK_P, the number of warps and of stages. More of anything spills registers."""
+    return {"BLOCK_N": min(64, state_size), "BLOCK_P": min(64, head_dim), "num_warps": 4, "num_stages": 1}
 
 
 @triton.jit

@@ -59,7 +59,7 @@ def drop_units(
     if plan.count:
         # what enters a block, and what comes of it without a unit, before and after the next block
         device = weights.device_of(blocks[0][1])
-        with stream_placement(model, plan.config.offload, 3, ids, device) as placement:
+        with agreed(shards.ranks, lambda: stream_placement(model, plan.config.offload, 3, ids, device)) as placement:
             search = _Search(model, family, plan, ids, weights, placement, shards)
             dropped, seconds = search.run(), search.seconds
     start = time.perf_counter()

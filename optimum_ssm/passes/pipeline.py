@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -87,7 +87,7 @@ def run_pass(
         tokens, ids = (0, None) if ids is None else (ids.numel(), ranks.share(ids, together))
         copies = 3 if plan.reconstruction.epochs else 2  # inputs, dense outputs, and what reconstruction aims at
         device = weights.device_of(family.blocks(model)[0][1])
-        with stream_placement(model, plan.config.offload, copies, ids, device) as placement:
+        with agreed(ranks, lambda: stream_placement(model, plan.config.offload, copies, ids, device)) as placement:
             run = _Run(
                 model, family, plan, work, seam, ids, removed, weights, placement, ranks, shards, tokens, before_change
             )
@@ -133,10 +133,14 @@ class _Run:
         for index, (name, block) in enumerate(bar):
             finished = index < self.shards.finished
             following = blocks[index + 1][1] if index + 1 < len(blocks) else None
-            with self.weights.at_hand(name, block, edit=index in self.work.tasks, following=following):
+            with ExitStack() as at_hand:
+                at_hand.enter_context(
+                    self.weights.at_hand(name, block, edit=index in self.work.tasks, following=following)
+                )
                 outcome, goal = (self._put_back if finished else self._prune)(index, stream, goal)
                 if not finished:
                     self.shards.keep(outcome, name, block, self.family)
+                self._agreed(at_hand.close)  # which may have to write it to a disk
             bar.tell(outcome)
             on_block(outcome)
 

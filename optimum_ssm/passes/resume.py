@@ -241,7 +241,7 @@ def _fitting(directory: ShardDirectory, number: int, facts: Mapping[str, Any]) -
                 f"{directory.path / name}.safetensors was made by another run: {'; '.join(differing)}. Give that run's "
                 "settings, or another resume_from"
             )
-        found[name] = said.get("seconds", 0.0)
+        found[name] = said["seconds"]
     return found
 
 

@@ -118,12 +118,12 @@ class WeightWork(Work[Task]):
             after, mask = self.plan.method.prune(before, values, kind, selection)
         except ValueError as error:
             raise CalibrationError(f"{target.label}: {error}") from error
-        self._finite[target.label] = finite = after.isfinite().all()
         parameter = self.model.get_parameter(target.parameter)
         if target.parameter in self.removed:
             earlier = self.removed[target.parameter][target.rows].to(mask.device).reshape(mask.shape)
             after = torch.where(earlier, before, after)  # a method may have moved errors into an entry that is gone
         after = after.to(parameter.dtype).masked_fill(mask, self.plan.fill(kind))
+        self._finite[target.label] = finite = after.isfinite().all()  # as stored: a narrower dtype may not hold it
         shape = parameter[target.rows].shape
         parameter[target.rows] = torch.where(finite, after.reshape(shape), parameter[target.rows])
         return Outcome(target, mask.reshape(shape), output_error(before, after.float(), values))

@@ -14,7 +14,7 @@ from torch import Tensor
 from .pattern import Pattern
 
 
-MANY_ROWS = 16  # from so many on, selecting in each row is faster on a GPU than sorting them
+MANY_ROWS = 16  # from so many on, `lowest_of_each` selects in each row on a GPU, which is faster than sorting them
 
 
 def round_half_up(value: float) -> int:
@@ -72,7 +72,8 @@ class Selection:
         return self.unchecked_mask(scores)
 
     def unchecked_mask(self, scores: Tensor) -> Tensor:
-        """`mask` of scores that are known to hold no NaN: on an accelerator nothing here waits for the device."""
+        """`mask` of scores that are not looked at first: on an accelerator nothing here waits for the device. Where they hold
+        NaN, other entries may be removed, and fewer."""
         if self.pattern.is_n_m:
             return _n_m_mask(scores, self.pattern)
         if not 0 <= self.count <= scores.numel():

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A model that accelerate offloads is pruned as one in memory, and what comes of it is there to stay."""
 
+import copy
 import gc
 import hashlib
 import tempfile
@@ -154,6 +155,39 @@ def test_a_pruned_checkpoint_is_loaded_offloaded_with_its_masks(
 
 def hooks(model: nn.Module) -> dict[str, object]:
     return {name: module._hf_hook for name, module in model.named_modules() if hasattr(module, "_hf_hook")}
+
+
+def test_a_forward_before_the_pruner_changes_neither_report_nor_fingerprint(
+    mamba: Path, token_ids: Callable[..., Tensor], tmp_path: Path
+) -> None:
+    """Hooks that bring values break the tie between embedding and head."""
+    ids = token_ids(2, 24)
+    first = load(mamba, ids, MAPS["everything"], resume_from=str(tmp_path / "pieces"))
+    first.prune()
+    model = load(mamba, None, MAPS["everything"]).model
+    model(ids)
+    again = SSMPruner(model, pruning_config=first.pruning_config)
+    assert again.report.parameters == first.report.parameters
+    model(ids)
+    assert again.prune().passes[0].earlier_blocks == 3
+    assert again.report.rows == first.report.rows
+
+
+def test_a_copy_of_the_model_keeps_the_files_that_it_reads(
+    mamba: Path, token_ids: Callable[..., Tensor], short_of_memory: None, temporary: Path
+) -> None:
+    ids = token_ids(2, 24)
+    pruner = load(mamba, ids, MAPS["everything"])
+    pruner.prune()
+    twin, logits = copy.deepcopy(pruner.model), pruner.model(ids).logits
+    pruner.prune(SSMPrunerConfig(method="magnitude", sparsity=0.8))
+    assert torch.equal(twin(ids).logits, logits) and not torch.equal(pruner.model(ids).logits, logits)
+    del pruner
+    gc.collect()
+    assert torch.equal(twin(ids).logits, logits)
+    del twin
+    gc.collect()
+    assert not list(temporary.iterdir())
 
 
 def test_blocks_that_are_only_read_have_their_own_hooks_again(mamba: Path, token_ids: Callable[..., Tensor]) -> None:

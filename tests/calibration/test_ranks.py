@@ -104,6 +104,7 @@ def test_failures_are_those_of_all_processes(launched: tuple) -> None:
         )
         assert found["models"].endswith("were given models that differ; all need the same")
         assert found["solve"].endswith("backbone.layers.0.mixer.out_proj: no score for this one")
+        assert found["room"] == ["CalibrationError: no room here"] * 2
         for said in found["forward"]:
             assert said.startswith("CalibrationError: backbone.layers.0: activations are not finite"), said
         assert found["save again"].startswith("CheckpointError: ") and "is not empty" in found["save again"]

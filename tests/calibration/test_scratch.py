@@ -28,8 +28,14 @@ def abandoned(kind: str = "weights") -> Path:
     """A directory as a killed process leaves it: the system has closed its files."""
     left = Scratch(kind)
     (left.path / "block.safetensors").write_bytes(b"values")
-    os.close(left._lock)
-    return left.path
+    return killed(left)
+
+
+def killed(scratch: Scratch) -> Path:
+    """The directory, whose lock is free."""
+    _, _, (path, lock, _), _ = scratch._finalizer.detach()
+    os.close(lock)
+    return path
 
 
 def test_it_is_there_until_it_is_removed(temporary: Path) -> None:
@@ -38,6 +44,18 @@ def test_it_is_there_until_it_is_removed(temporary: Path) -> None:
     one.remove()
     assert list(temporary.iterdir()) == [other.path]
     one.remove(), other.remove()
+    assert not list(temporary.iterdir())
+
+
+def test_it_goes_with_the_last_that_needs_it_but_not_with_a_child(temporary: Path) -> None:
+    one = Scratch("weights")
+    child = os.fork()
+    if child == 0:
+        one.remove()
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert one.path.exists()
+    del one
     assert not list(temporary.iterdir())
 
 
@@ -53,8 +71,8 @@ def test_what_a_killed_process_left_goes_with_the_next_one(kind: str, temporary:
 def test_a_child_that_was_forked_stands_for_the_owner(temporary: Path) -> None:
     """It has the open file too, as a duplicate of the descriptor has it."""
     left = Scratch("weights")
-    child = os.dup(left._lock)
-    os.close(left._lock)
+    child = os.dup(left._finalizer.peek()[2][1])
+    killed(left)
     assert temporary_directory() == temporary and left.path.exists()
     os.close(child)
     assert temporary_directory() == temporary and not left.path.exists()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from optimum_ssm import SSMPruner, SSMPrunerConfig, evaluate_perplexity, register_method
+from optimum_ssm.calibration import placement
 from optimum_ssm.calibration.ranks import current_ranks
 from optimum_ssm.errors import CalibrationError, CheckpointError, ConfigurationError
 from optimum_ssm.methods.magnitude import Magnitude
@@ -128,6 +129,26 @@ def infinite_on_one(name: str) -> SSMPruner:
     return pruner
 
 
+def without_room(name: str, rank: int) -> Any:
+    """A run for whose activations the second process alone finds no room."""
+
+    def run() -> None:
+        choose = placement.choose_place
+
+        def full(*args: Any) -> Any:
+            if rank == 1:
+                raise CalibrationError("no room here")
+            return choose(*args)
+
+        placement.choose_place = full
+        try:
+            pruner_of(name).prune()
+        finally:
+            placement.choose_place = choose
+
+    return run
+
+
 def message(function: Any) -> str:
     try:
         function()
@@ -150,6 +171,7 @@ def main(folder: Path) -> None:
     register_method("refuses")(Refuses)
     found["solve"] = message(pruner_of("wanda", method="refuses", allocation=None).prune)
 
+    found["room"] = [message(without_room(name, ranks.index)) for name in ("wanda", "block_drop")]
     found["forward"] = [message(infinite_on_one(name).prune) for name in ("wanda", "block_drop")]
 
     resumed = [pruner_of("sparsessm", resume_from=str(folder / "pieces")) for _ in range(2)]

@@ -57,10 +57,11 @@ half = ("x", "B", "C", "squares_high", "squares_low")
 pointers = dict.fromkeys(half, "*bf16") | dict.fromkeys(single, "*fp32")
 for capability in (80, 90):
     for kernel, sizes in (
-        (chunk._steps_kernel, {{"T": 64, "BLOCK_H": 32, "num_warps": 4}}),
-        (chunk._chunk_kernel, chunk.block_sizes(states, head_dim) | {{"T": 64, "OPERAND": tl.bfloat16}}),
+        (chunk._steps_kernel, {{"BLOCK_H": 32, "num_warps": 4}}),
+        (chunk._chunk_kernel, chunk.block_sizes(states, head_dim) | {{"OPERAND": tl.bfloat16}}),
         (sums._sums_kernel, sums.block_sizes(states, head_dim) | {{"OPERAND": tl.bfloat16}}),
     ):
+        sizes["T"] = chunk.CHUNK
         known = set(kernel.arg_names)
         build(kernel, pointers, known & set(absent), known & set(ones), sizes, capability)
 """

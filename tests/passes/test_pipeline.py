@@ -115,15 +115,17 @@ def test_weights_that_are_not_finite_are_named(tiny_mamba: PreTrainedModel) -> N
         prune(tiny_mamba, method="magnitude", targets=["in_proj"])
 
 
+@pytest.mark.parametrize(("dtype", "factor"), [(torch.float32, math.inf), (torch.float16, 1e8)])
 def test_a_result_that_is_not_finite_is_named_and_not_kept(
-    tiny_mamba: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+    tiny_mamba: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, factor: float
 ) -> None:
     """Looked at when the block is done, so that an accelerator is not waited for at every weight."""
     own = Magnitude.prune
+    tiny_mamba.to(dtype)
 
     def prune_and_overflow(self: Magnitude, weight: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
         after, mask = own(self, weight, *args)
-        return (after * math.inf if weight.shape[0] == tiny_mamba.config.hidden_size else after), mask
+        return (after * factor if weight.shape[0] == tiny_mamba.config.hidden_size else after), mask
 
     monkeypatch.setattr(Magnitude, "prune", prune_and_overflow)
     before = tiny_mamba.base_model.layers[0].mixer.out_proj.weight.clone()

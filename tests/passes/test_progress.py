@@ -6,6 +6,7 @@ import io
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from torch import Tensor
@@ -76,6 +77,19 @@ def test_what_earlier_passes_removed_counts_too(
     pruner.prune(SSMPrunerConfig(method="magnitude", sparsity=0.5, targets=["in_proj", "out_proj"]))
     stream = listen(monkeypatch)
     report = pruner.prune(SSMPrunerConfig(**last))
+    assert float(shown(stream.getvalue())["sparsity"].rstrip("%")) / 100 == pytest.approx(report.sparsity, abs=6e-4)
+
+
+def test_a_tied_head_of_an_offloaded_model_counts_once(
+    make_tiny_model: Callable[..., PreTrainedModel],
+    token_ids: Callable[..., Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    make_tiny_model("mamba").save_pretrained(tmp_path / "dense")
+    pruner = SSMPruner.from_pretrained(tmp_path / "dense", device_map={"": "disk"})
+    stream = listen(monkeypatch)
+    report = pruner.prune(SSMPrunerConfig(method="wanda", sparsity=0.5, dataset=token_ids(2, 24), seq_len=24))
     assert float(shown(stream.getvalue())["sparsity"].rstrip("%")) / 100 == pytest.approx(report.sparsity, abs=6e-4)
 
 

@@ -214,6 +214,18 @@ def test_a_wrong_bit_is_noticed(place: str, tmp_path: Path) -> None:
         pruner_of("weights", tmp_path).prune()
 
 
+@pytest.mark.parametrize(("run", "piece"), [("weights", "pass-1-plan"), ("search", "pass-1-round-0000")])
+def test_a_wrong_digit_is_noticed_where_there_are_no_tensors(run: str, piece: str, tmp_path: Path) -> None:
+    """What a plan or a round of a search says decides what goes."""
+    pruner_of(run, tmp_path).prune()
+    path = tmp_path / f"{piece}.safetensors"
+    content = bytearray(path.read_bytes())
+    content[content.index(b"seconds") + 15] ^= 0x01
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"{piece}\.safetensors cannot be read: its checksum is not"):
+        pruner_of(run, tmp_path).prune()
+
+
 def test_a_piece_of_another_name_is_not_taken(tmp_path: Path) -> None:
     pruner_of("weights", tmp_path).prune()
     one, two = (tmp_path / f"pass-1-block-000{number}.safetensors" for number in (0, 1))

@@ -10,7 +10,6 @@ import pytest
 from optimum_ssm import PruningReport
 from optimum_ssm.hub.model_card import write_card
 from optimum_ssm.hub.shards import ShardDirectory
-from optimum_ssm.passes.resume import Shards
 from tests.passes.interrupted import LAYERS, pruner_of
 
 
@@ -55,16 +54,3 @@ def test_a_report_from_before_this_was_counted(tmp_path: Path) -> None:
         del values["passes"][0][name]
     done = PruningReport.from_json(json.dumps(values)).passes[0]
     assert (done.blocks, done.earlier_blocks, done.earlier_seconds) == (0, 0, 0.0)
-
-
-def test_pieces_without_seconds_are_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = ShardDirectory.write
-
-    def without(self: ShardDirectory, name: str, tensors: dict, facts: dict) -> None:
-        write(self, name, tensors, {key: value for key, value in facts.items() if key != "seconds"})
-
-    monkeypatch.setattr(ShardDirectory, "write", without)
-    pruner_of("weights", tmp_path).prune()
-    done = pruner_of("weights", tmp_path).prune().passes[0]
-    assert (done.earlier_blocks, done.earlier_seconds) == (LAYERS, 0.0)
-    assert Shards().earlier_seconds == 0
