@@ -19,12 +19,12 @@ from .calibration.data import calibration_blocks
 from .calibration.offload import tie_again
 from .calibration.ranks import Ranks, check_model, current_ranks, own_device_map
 from .configuration import SSMPrunerConfig, parse_recipe
+from .digest import digest
 from .errors import CheckpointError, ConfigurationError
 from .evaluation.perplexity import measure_perplexity
 from .families import family_for, family_of
 from .hub.checkpoint import LOCATION, is_weight_file, load_license, load_model, load_settings, load_tokenizer, save
 from .ops.backend import chosen_backend
-from .passes.fingerprint import digest
 from .passes.pipeline import run_pass
 from .passes.plan import make_plan
 from .passes.resume import Shards
@@ -163,7 +163,7 @@ class SSMPruner:
         texts = [calibration_blocks(p.config, self.tokenizer, vocabulary) if p.needs_text else None for p in plans]
         ranks.same("settings", [config.to_dict() for config in recipe])
         ranks.same("calibration texts", [None if ids is None else digest(ids) for ids in texts])
-        for number, (config, ids) in enumerate(zip(recipe, texts), start=len(self._done) + 1):
+        for number, (config, ids) in enumerate(zip(recipe[1:], texts[1:]), start=len(self._done) + 2):
             Shards.check_ahead(config, number, self.model, ids, ranks)
         for number, (config, plan, ids) in enumerate(zip(recipe, plans, texts)):
             start = time.perf_counter()

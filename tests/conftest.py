@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What all tests share: tiny random models, small trained ones, and paths. No test touches the network."""
 
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -100,6 +101,15 @@ def token_ids() -> Callable[..., torch.Tensor]:
         return torch.randint(0, vocabulary, (samples, length), generator=torch.Generator().manual_seed(seed))
 
     return draw
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory for temporary files, empty."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
 
 
 @pytest.fixture

@@ -20,8 +20,9 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor, uint8
+from torch import Tensor
 
+from ..digest import digest
 from ..errors import CheckpointError
 from ..version import __version__
 
@@ -143,13 +144,9 @@ class ShardDirectory:
 
 
 def _checksum(said: str, tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of what a piece says and of its tensors, contiguous and in main memory."""
-    found = hashlib.sha256(said.encode())
-    for key, value in sorted(tensors.items()):
-        found.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-        if value.numel():
-            found.update(memoryview(value.detach().reshape(-1).view(uint8).numpy()))
-    return found.hexdigest()
+    """SHA-256 of what a piece says and of its tensors."""
+    digests = {key: digest(value) for key, value in sorted(tensors.items())}
+    return hashlib.sha256(f"{said} {json.dumps(digests)}".encode()).hexdigest()
 
 
 def _why(error: BaseException) -> str:

@@ -90,13 +90,14 @@ def check_inputs(scan: str, chunk_size: int | None, **tensors: torch.Tensor | No
             )
 
 
-def partial_sums(sums: Iterable[str], state: torch.Tensor, blocks: int) -> dict[str, torch.Tensor]:
-    """Room for what every program of a Mamba-2 kernel adds up, by the names of `sums`: [B, blocks, H, N].
+def partial_sums(
+    sums: Iterable[str], shape: tuple[int, int, int, int], device: torch.device
+) -> dict[str, torch.Tensor]:
+    """Room for what every program of a Mamba-2 kernel adds up, by the names of `sums`: [B, programs of a head, H, N] each.
 
     Added up by `add_partial_sums` and not in the kernel: without atomic additions, equal inputs give equal bits.
     """
-    batch, heads, _, state_size = state.shape
-    return {name: state.new_empty(batch, blocks, heads, state_size) for name in sums}
+    return {name: torch.empty(shape, dtype=torch.float32, device=device) for name in sums}
 
 
 def add_partial_sums(sums: Mapping[str, torch.Tensor], partial: Mapping[str, torch.Tensor]) -> None:

@@ -52,8 +52,7 @@ def add_chunk_sums(
     low = (squares - high).bfloat16()
     sizes = block_sizes(state_size, head_dim)
     rows = triton.cdiv(head_dim, sizes["BLOCK_P"])
-    like = steps[0].new_empty(batch, heads, 0, state_size)
-    partial = partial_sums(sums, like, rows)
+    partial = partial_sums(sums, (batch, rows, heads, state_size), x.device)
     _sums_kernel[(rows * triton.cdiv(state_size, sizes["BLOCK_N"]), heads, batch)](
         x,
         *steps,

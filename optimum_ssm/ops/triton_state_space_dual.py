@@ -80,7 +80,7 @@ def _recur(
     state = x.new_empty(batch, heads, head_dim, state_size, dtype=torch.float32)
     sizes = block_sizes(state_size, head_dim, batch * heads, x.device)
     blocks = triton.cdiv(head_dim, sizes["BLOCK_P"])
-    partial = partial_sums(sums, state, blocks)
+    partial = partial_sums(sums, (batch, blocks, heads, state_size), x.device)
     with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
         _scan_kernel[(blocks, heads, batch)](
             x,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..calibration.offload import read_parameter, work_device
 from ..configuration import SSMPrunerConfig
+from ..digest import digest
 from ..ops.backend import active_backend
 from ..version import __version__
 
@@ -85,14 +86,6 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
         f"{name} is another" if name.startswith("the ") else f"{name} was {there.get(name)!r}, is {here.get(name)!r}"
         for name in names
     ]
-
-
-def digest(tensor: Tensor) -> str:
-    """SHA-256 of dtype, shape and bytes."""
-    found = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-    if tensor.numel():
-        found.update(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
-    return found.hexdigest()
 
 
 def parameter_digests(model: nn.Module) -> dict[str, str]:

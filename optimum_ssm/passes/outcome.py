@@ -66,6 +66,10 @@ class UnitOutcome:
     removed: list[int]
     kept: Kept = field(default_factory=dict)
 
+    def at_home(self) -> UnitOutcome:
+        """The same: all of it is."""
+        return self
+
     def mark(self, masks: dict[str, Tensor]) -> None:
         """Nothing: what is gone has no entries."""
 

@@ -132,7 +132,7 @@ class _Run:
         bar = BlockProgress(blocks, text, self.model, self.ranks, self.removed, dense_entries)
         for index, (name, block) in enumerate(bar):
             finished = index < self.shards.finished
-            following = blocks[index + 1][1] if index + 1 < len(blocks) else None
+            following = _following(blocks, index)
             with ExitStack() as at_hand:
                 at_hand.enter_context(
                     self.weights.at_hand(name, block, edit=index in self.work.tasks, following=following)
@@ -220,7 +220,7 @@ class _Run:
         if any(wanted.values()):
             stream = self._stream()
             for index, (name, block) in enumerate(progress(self.blocks, "Planning", "block", self.ranks)):
-                following = self.blocks[index + 1][1] if index + 1 < len(self.blocks) else None
+                following = _following(self.blocks, index)
                 with self.weights.at_hand(name, block, edit=False, following=following):
                     place, values = self._collect(index, stream, wanted.get(index, {}))
                     with phase("planning"):
@@ -291,3 +291,8 @@ class _Run:
         if not self.ranks.alone:
             self.ranks.align_(block)
         return tuned
+
+
+def _following(blocks: list[tuple[str, nn.Module]], index: int) -> nn.Module | None:
+    """The block after one, if there is one."""
+    return blocks[index + 1][1] if index + 1 < len(blocks) else None

@@ -19,11 +19,12 @@ from transformers.utils import logging
 
 from ..calibration.ranks import ALONE, Ranks
 from ..configuration import SSMPrunerConfig
+from ..digest import digest
 from ..errors import CheckpointError
 from ..families.base import Family
 from ..families.matching import Target
 from ..hub.shards import ShardDirectory
-from .fingerprint import differences, digest, fingerprint, foreseen, parameter_digests
+from .fingerprint import differences, fingerprint, foreseen, parameter_digests
 from .outcome import BlockOutcome
 from .records import pack, unpack
 from .work import Work

@@ -34,7 +34,7 @@ def apply_tasks(work: Work, place: Place, tasks: Sequence[Any], values: Mapping[
     if ranks.alone or not work.independent:
         outcomes = [work.apply(place, task, values[task]) for task in tasks]
         work.settle()
-        outcomes = [_at_home(outcome) for outcome in outcomes]
+        outcomes = [outcome.at_home() for outcome in outcomes]
         if outcomes and not ranks.alone:
             ranks.align_(place.block)
         return outcomes
@@ -55,12 +55,8 @@ def apply_tasks(work: Work, place: Place, tasks: Sequence[Any], values: Mapping[
         entries = work.entries(task)
         mask = done[number].mask if owner == ranks.index else entries.new_empty(entries.shape, dtype=torch.bool)
         ranks.broadcast_(entries, owner)
-        outcomes.append(_at_home(Outcome(task.target, ranks.broadcast_(mask, owner), found[owner][number])))
+        outcomes.append(Outcome(task.target, ranks.broadcast_(mask, owner), found[owner][number]).at_home())
     return outcomes
-
-
-def _at_home(outcome: Any) -> Any:
-    return outcome.at_home() if isinstance(outcome, Outcome) else outcome
 
 
 def share_out(costs: Sequence[float], count: int) -> list[int]:

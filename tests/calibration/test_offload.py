@@ -25,18 +25,11 @@ from optimum_ssm.calibration.offload import BlockWeights, is_offloaded, read_par
 from optimum_ssm.methods.wanda import Wanda
 
 
+pytestmark = pytest.mark.usefixtures("temporary")
+
 OTHERS = {"backbone.embeddings": "cpu", "backbone.norm_f": "cpu", "lm_head": "cpu"}
 SOME = {**OTHERS, "backbone.layers.0": "disk", "backbone.layers.1": "cpu", "backbone.layers.2": "disk"}
 MAPS = {"some blocks": SOME, "everything": {"": "disk"}, "the backbone": {"backbone": "disk", "lm_head": "disk"}}
-
-
-@pytest.fixture(autouse=True)
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The directory for temporary files, empty."""
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
 
 
 @pytest.fixture(params=["mamba", "mamba2"])

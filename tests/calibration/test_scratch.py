@@ -3,7 +3,6 @@
 """What a killed process left among the temporary files goes when the next one comes; what is in doubt stays."""
 
 import os
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,16 +11,10 @@ from optimum_ssm.calibration import scratch
 from optimum_ssm.calibration.scratch import LOCK, Scratch, temporary_directory
 
 
-pytestmark = pytest.mark.skipif(not scratch._system(), reason="needs locks and the name of the running system")
-
-
-@pytest.fixture(autouse=True)
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The directory for temporary files, empty."""
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
+pytestmark = [
+    pytest.mark.skipif(not scratch._system(), reason="needs locks and the name of the running system"),
+    pytest.mark.usefixtures("temporary"),
+]
 
 
 def abandoned(kind: str = "weights") -> Path:

@@ -3,7 +3,6 @@
 """Blocks and SSMs are dropped from a model that accelerate offloads as from one in memory, and stay dropped."""
 
 import gc
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,19 +21,12 @@ from tests.calibration.test_offload import OTHERS, check_like, contents, same_we
 from tests.conftest import VOCABULARY, tiny_model
 
 
+pytestmark = pytest.mark.usefixtures("temporary")
+
 LAYERS = 4
 SOME = {**OTHERS, **{f"backbone.layers.{i}": place for i, place in enumerate(("disk", "cpu", "disk", "disk"))}}
 EVERYTHING = {"": "disk"}
 IDS = torch.randint(0, VOCABULARY, (3, 24), generator=torch.Generator().manual_seed(5))
-
-
-@pytest.fixture(autouse=True)
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The directory for temporary files, empty."""
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
 
 
 def config(method: str = "block_drop", **options: object) -> SSMPrunerConfig:
