@@ -25,6 +25,7 @@ from ..ops.backend import chosen_backend
 from ..ops.causal_convolution import can_convolve, causal_convolution
 from ..ops.differentiable_scan import differentiable_selective_scan
 from ..ops.scan_moments import SCAN_MOMENTS, mamba2_moments, mamba_moments
+from .left_product import uncopied_left_products
 from .timing import phase
 
 
@@ -104,10 +105,11 @@ def replaced_scan(family: Family, model: nn.Module) -> Iterator[ScanSeam]:
     names a backend; all others run this library's scan, in Triton where it can (`ops.backend`). Under autograd Mamba-1
     runs this library's differentiable scan, Mamba-2 transformers' own, which is made of matrix products already.
 
-    The convolution before it runs in Triton or, on a CPU with a C compiler, in C as well.
+    The convolution before it runs in Triton or, on a CPU with a C compiler, in C as well, and Mamba's time steps are not
+    copied on their way to the scan.
     """
-    mixer = next(mixer for _, block in family.blocks(model) if (mixer := family.mixer(block)) is not None)
-    module = sys.modules[type(mixer).__module__]
+    mixers = [mixer for _, block in family.blocks(model) if (mixer := family.mixer(block)) is not None]
+    module = sys.modules[type(mixers[0]).__module__]
     original, convolution = getattr(module, family.scan), getattr(module, _CONVOLUTION, None)
     seam = ScanSeam()
     ours = getattr(seam, family.recurrence)
@@ -139,7 +141,8 @@ def replaced_scan(family: Family, model: nn.Module) -> Iterator[ScanSeam]:
     if convolution is not None:
         setattr(module, _CONVOLUTION, convolve)
     try:
-        yield seam
+        with uncopied_left_products(mixers if family.recurrence == "mamba" else ()):
+            yield seam
     finally:
         setattr(module, family.scan, original)
         if convolution is not None:

@@ -96,7 +96,7 @@ def build(sources: Path) -> ctypes.CDLL:
                 break
             for path in directory.glob(f"kernels-{key}-*.so"):
                 if path.stem.rpartition("-")[2] == _digest(path):
-                    return ctypes.CDLL(str(path))
+                    return _load(path)
                 logger.warning_once(f"{path} is damaged: it is compiled again")
                 path.unlink(missing_ok=True)
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -105,7 +105,7 @@ def build(sources: Path) -> ctypes.CDLL:
                 _run([*compiler, *flags, *files, "-o", str(built)], "cannot compile the kernels")
                 path = directory / f"kernels-{key}-{_digest(built)}.so"
                 os.replace(built, path)
-            loaded = ctypes.CDLL(str(path))
+            loaded = _load(path)
             if failure is not None:
                 logger.warning_once(
                     f"the compiled kernels are not kept, set {VARIABLE} to another directory: {failure}"
@@ -120,6 +120,17 @@ def build(sources: Path) -> ctypes.CDLL:
     if isinstance(failure, BuildError):
         raise failure
     raise BuildError(f"the compiled library can be kept or loaded nowhere: {failure}")
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    """A compiled library, which computes in torch's OpenMP threads; in processes forked from this one it starts its own."""
+    loaded = ctypes.CDLL(str(path))
+    use_openmp = getattr(loaded, "optimum_ssm_use_openmp", None)
+    if use_openmp is not None and hasattr(os, "register_at_fork"):
+        if (parallel := getattr(ctypes.CDLL(None), "GOMP_parallel", None)) is not None:
+            use_openmp(ctypes.cast(parallel, ctypes.c_void_p))
+            os.register_at_fork(after_in_child=lambda: use_openmp(None))
+    return loaded
 
 
 def _compiler() -> list[str]:

@@ -15,6 +15,7 @@ from transformers.utils import logging
 
 from ..calibration.activations import Activations, inference_state
 from ..calibration.gradients import gradient_statistics
+from ..calibration.heap import kept_heap, samples_that_fit
 from ..calibration.offload import BlockWeights, work_device
 from ..calibration.placement import Batches, Pairs, Placement, stream_placement
 from ..calibration.ranks import ALONE, Ranks, agreed
@@ -71,7 +72,7 @@ def run_pass(
         CalibrationError: statistics or activations are not usable; the weight or the block is named.
     """
     shards = shards or Shards(ranks)
-    with inference_state(model), replaced_scan(family, model) as seam:
+    with inference_state(model), kept_heap(), replaced_scan(family, model) as seam:
         if isinstance(plan, DropPlan):
             own = None if ids is None else ranks.share(ids, plan.config.batch_size)
             drop_units(model, family, plan, own, on_block, shards, before_change)
@@ -201,10 +202,11 @@ class _Run:
     def _stream(self) -> Activations | None:
         if self.ids is None:
             return None
+        first, size = self.blocks[0][1], self.config.batch_size
+        if work_device(first).type == "cpu":
+            size = samples_that_fit(first, self.ids, size)
         with phase("embedding"):
-            stream = self._agreed(
-                lambda: Activations(self.model, self.blocks[0][1], self.ids, self.config.batch_size, self.placement)
-            )
+            stream = self._agreed(lambda: Activations(self.model, first, self.ids, size, self.placement))
         stream.tokens = self.tokens
         return stream
 

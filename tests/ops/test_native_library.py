@@ -158,7 +158,7 @@ def test_a_source_that_does_not_compile_says_so(tmp_path, cache):
 
 
 def test_a_forked_process_scans_with_several_threads():
-    """After its parent did: threads do not outlive a call, so there is none that the child would miss."""
+    """After its parent did, in threads of OpenMP that the child does not have."""
     code = """
         import os, torch
         from optimum_ssm.ops.selective_scan import selective_scan

@@ -18,56 +18,46 @@ struct convolution {
     int64_t next; /* 0 */
 };
 
-/* Steps [start, stop) of one sequence and `width` channels: a vector, or what is left of one. */
-static void convolve(const struct convolution *c, int64_t sequence, int64_t channel, int width, int64_t start, int64_t stop)
+/* One step of one sequence. `width` channels from `channel` on: a vector, or what is left of one. */
+static inline __attribute__((always_inline)) void convolve(const struct convolution *c, int64_t sequence, int64_t t,
+                                                           int64_t channel, const int width)
 {
-    const float *x = c->x + sequence * c->x_batch + channel;
-    float *y = c->y + sequence * c->length * c->channels + channel;
-    vec bias = splat(0.0f);
+    const float *x = c->x + sequence * c->x_batch + t * c->x_step + channel, *weight = c->weight + channel;
+    float *y = c->y + (sequence * c->length + t) * c->channels + channel;
+    vec sum = splat(0.0f);
     if (c->bias)
-        memcpy(&bias, c->bias + channel, 4 * width);
-    for (int64_t t = start; t < stop; t++) {
-        vec sum = bias;
-        for (int64_t k = t < c->taps - 1 ? c->taps - 1 - t : 0; k < c->taps; k++) {
-            vec weight = splat(0.0f), seen = splat(0.0f);
-            const float *from = x + (t - c->taps + 1 + k) * c->x_step;
-            if (width == LANES) {
-                memcpy(&weight, c->weight + k * c->channels + channel, sizeof(vec));
-                memcpy(&seen, from, sizeof(vec));
-            } else {
-                memcpy(&weight, c->weight + k * c->channels + channel, 4 * width);
-                memcpy(&seen, from, 4 * width);
-            }
-            sum = fma(weight, seen, sum);
-        }
-        if (c->silu)
-            sum = silu(sum);
-        if (width == LANES)
-            memcpy(y + t * c->channels, &sum, sizeof(vec));
-        else
-            memcpy(y + t * c->channels, &sum, 4 * width);
+        memcpy(&sum, c->bias + channel, 4 * width);
+    for (int64_t k = t < c->taps - 1 ? c->taps - 1 - t : 0; k < c->taps; k++) {
+        vec tap = splat(0.0f), seen = splat(0.0f);
+        memcpy(&tap, weight + k * c->channels, 4 * width);
+        memcpy(&seen, x + (k - c->taps + 1) * c->x_step, 4 * width);
+        sum = fma(tap, seen, sum);
     }
+    if (c->silu)
+        sum = silu(sum);
+    memcpy(y, &sum, 4 * width);
 }
 
-static void *work(void *job)
+static void work(void *job)
 {
     struct convolution *c = job;
     const int64_t per_sequence = (c->length + ROWS - 1) / ROWS;
     for (;;) {
         const int64_t index = __atomic_fetch_add(&c->next, 1, __ATOMIC_RELAXED);
         if (index >= c->batch * per_sequence)
-            return NULL;
+            return;
         const int64_t start = index % per_sequence * ROWS, end = start + ROWS;
-        for (int64_t channel = 0; channel < c->channels; channel += LANES) {
-            const int64_t left = c->channels - channel;
-            convolve(c, index / per_sequence, channel, left < LANES ? (int)left : LANES, start,
-                     end < c->length ? end : c->length);
+        const int64_t stop = end < c->length ? end : c->length, whole = c->channels / LANES * LANES;
+        for (int64_t t = start; t < stop; t++) { /* step by step, as memory is read fast in the order in which it lies */
+            for (int64_t channel = 0; channel < whole; channel += LANES)
+                convolve(c, index / per_sequence, t, channel, LANES);
+            if (whole < c->channels)
+                convolve(c, index / per_sequence, t, whole, (int)(c->channels - whole));
         }
     }
 }
 
 void optimum_ssm_causal_convolution(struct convolution *c)
 {
-    const int64_t worth = c->batch * c->channels * c->length / WORK_OF_A_THREAD;
-    in_threads(work, c, worth < c->threads ? worth : c->threads);
+    in_threads(work, c, c->batch * c->channels * c->length / WORK_OF_A_THREAD > 1 ? c->threads : 1);
 }

@@ -18,7 +18,7 @@
 
 #define PANEL (128 / LANES)
 #define MOST_STEPS 64
-/* States times steps that are worth a thread of their own, about 0.2 ms of work. */
+/* States times steps that are worth a thread, about 0.2 ms of work. */
 #define WORK_OF_A_THREAD 500000
 
 /* The fields of `Call` in native_selective_scan.py, in its order: 8 bytes each. Strides count elements. */
@@ -33,6 +33,8 @@ struct call {
     int64_t state_prev_strides[3], decay_sum_strides[3];
 };
 
+typedef vec tile[MOST_STEPS];
+
 /* What one thread computes with. */
 struct room {
     vec *state;                                       /* [B, PANEL, N] */
@@ -40,7 +42,7 @@ struct room {
     double *decay_error, *state_energy, *state_prev;  /* [PANEL, N, LANES] */
     double *gate;                                     /* [PANEL, LANES] */
     float *prev_buffer, *decay_buffer;                /* [steps, N, PANEL, LANES] */
-    vec x[MOST_STEPS], delta[MOST_STEPS], drive[MOST_STEPS], y[MOST_STEPS];
+    tile x[PANEL], delta[PANEL], z[PANEL], y[PANEL], drive;
 };
 
 struct job {
@@ -84,24 +86,39 @@ static inline void transpose(vec *to, const float *from, int64_t row_stride)
 }
 #endif
 
-/* [steps, LANES] from `width` channels of a tensor with any strides; further lanes are 0. */
-static void load(vec *tile, const float *from, int64_t channel_stride, int64_t step_stride, int width, int steps)
+/* Tiles from `width` channels of a tensor with any strides; lanes beyond are 0. Where channels lie side by side all tiles
+ * are filled step by step: steps are a page apart or more. */
+static void load(tile *tiles, const float *from, int64_t channel_stride, int64_t step_stride, int width, int steps)
 {
-    float *to = (float *)tile;
-    int first = 0; /* the first step that is left to do */
-    if (width < LANES)
-        memset(to, 0, sizeof(vec) * steps);
-    else if (channel_stride == 1)
+    const int whole = width / LANES, vectors = (width + LANES - 1) / LANES;
+    if (whole < vectors)
+        memset(tiles[whole], 0, sizeof(vec) * steps);
+    int first = 0; /* the first step that is left to do of whole vectors */
+    if (channel_stride == 1)
         for (; first < steps; first++)
-            memcpy(to + first * LANES, from + first * step_stride, sizeof(vec));
+            for (int v = 0; v < whole; v++)
+                tiles[v][first] = *(const loose_vec *)(from + first * step_stride + v * LANES);
 #ifdef HAS_SHUFFLES
     else if (step_stride == 1)
         for (; first + LANES <= steps; first += LANES)
-            transpose(tile + first, from + first, channel_stride);
+            for (int v = 0; v < whole; v++)
+                transpose(tiles[v] + first, from + v * LANES * channel_stride + first, channel_stride);
 #endif
-    for (int lane = 0; lane < width; lane++)
-        for (int t = first; t < steps; t++)
-            to[t * LANES + lane] = from[lane * channel_stride + t * step_stride];
+    for (int channel = 0; channel < width; channel++)
+        for (int t = channel < whole * LANES ? first : 0; t < steps; t++)
+            tiles[channel / LANES][t][channel % LANES] = from[channel * channel_stride + t * step_stride];
+}
+
+/* The other way: `width` channels to rows of neighbouring channels. */
+static void store(float *to, int64_t step_stride, const tile *tiles, int width, int steps)
+{
+    const int whole = width / LANES, left = width % LANES;
+    for (int t = 0; t < steps; t++, to += step_stride) {
+        for (int v = 0; v < whole; v++)
+            *(loose_vec *)(to + v * LANES) = tiles[v][t];
+        if (left)
+            memcpy(to + whole * LANES, &tiles[whole][t], 4 * left);
+    }
 }
 
 /* All steps of a block for one vector of channels. `sums` is a constant wherever this is inlined. */
@@ -110,7 +127,8 @@ static inline __attribute__((always_inline)) void recur(
 {
     const int64_t states = call->states, B_step = call->B_strides[2], C_step = call->C_strides[2];
     const vec *rates = room->rates + vector * states;
-    vec *state = room->state + (sequence * PANEL + vector) * states;
+    const vec *delta = room->delta[vector];
+    vec *y = room->y[vector], *state = room->state + (sequence * PANEL + vector) * states;
     for (int64_t n = 0; n < states; n++) {
         const float *B = call->B + sequence * call->B_strides[0] + n * call->B_strides[1] + start * B_step;
         const float *C = call->C + sequence * call->C_strides[0] + n * call->C_strides[1] + start * C_step;
@@ -118,7 +136,7 @@ static inline __attribute__((always_inline)) void recur(
         vec h = state[n], lost = splat(0.0f), energy = splat(0.0f), squares = splat(0.0f);
         for (int t = 0; t < steps; t++) {
             const int64_t at = ((t * states + n) * PANEL + vector) * LANES;
-            const vec decay = exponential(room->delta[t] * rate), carried = decay * h, c = splat(C[t * C_step]);
+            const vec decay = exponential(delta[t] * rate), carried = decay * h, c = splat(C[t * C_step]);
             if (sums & STATE_PREV_TOTAL)
                 squares = fma(h, h, squares);
             if (sums & STATE_PREV)
@@ -126,7 +144,7 @@ static inline __attribute__((always_inline)) void recur(
             if (sums & DECAY_SUM)
                 *(vec *)(room->decay_buffer + at) += decay;
             h = fma(room->drive[t], splat(B[t * B_step]), carried);
-            room->y[t] = fma(h, c, room->y[t]);
+            y[t] = fma(h, c, y[t]);
             if (sums & DECAY_ERROR)
                 lost = fma(carried * c, carried * c, lost);
             if (sums & STATE_ENERGY)
@@ -145,50 +163,48 @@ static inline __attribute__((always_inline)) void recur(
     }
 }
 
-/* y of a block for one vector of channels. */
-static void block(const struct call *call, struct room *room, int64_t sequence, int64_t channel, int width, int vector,
-                  int64_t start, int steps, int sums)
+/* y of a block for `width` channels. */
+static void block(const struct call *call, struct room *room, int64_t sequence, int64_t channel, int width, int64_t start,
+                  int steps, int sums)
 {
     const int64_t *xs = call->x_strides, *ds = call->dt_strides, *zs = call->z_strides;
-    vec bias = splat(0.0f), skip = splat(0.0f);
-    if (call->delta_bias)
-        memcpy(&bias, call->delta_bias + channel, 4 * width);
-    if (call->D)
-        memcpy(&skip, call->D + channel, 4 * width);
     load(room->x, call->x + sequence * xs[0] + channel * xs[1] + start * xs[2], xs[1], xs[2], width, steps);
     load(room->delta, call->dt + sequence * ds[0] + channel * ds[1] + start * ds[2], ds[1], ds[2], width, steps);
-    for (int t = 0; t < steps; t++) {
-        const vec delta = room->delta[t] + bias;
-        room->delta[t] = call->softplus ? softplus(delta) : delta;
-        room->drive[t] = room->delta[t] * room->x[t];
-        room->y[t] = call->D ? room->x[t] * skip : splat(0.0f);
-    }
-    if (sums == 0)
-        recur(call, room, sequence, vector, start, steps, 0);
-    else if (sums == DECAY_ERROR)
-        recur(call, room, sequence, vector, start, steps, DECAY_ERROR);
-    else if (sums == (STATE_PREV | DECAY_SUM))
-        recur(call, room, sequence, vector, start, steps, STATE_PREV | DECAY_SUM);
-    else
-        recur(call, room, sequence, vector, start, steps, sums);
-    if (call->z) {
-        vec *z = room->x, squares = splat(0.0f);
-        load(z, call->z + sequence * zs[0] + channel * zs[1] + start * zs[2], zs[1], zs[2], width, steps);
+    if (call->z)
+        load(room->z, call->z + sequence * zs[0] + channel * zs[1] + start * zs[2], zs[1], zs[2], width, steps);
+    for (int v = 0; v * LANES < width; v++) {
+        const int lanes = width - v * LANES < LANES ? width - v * LANES : LANES;
+        vec *delta = room->delta[v], *y = room->y[v], *z = room->z[v];
+        vec bias = splat(0.0f), skip = splat(0.0f), squares = splat(0.0f);
+        if (call->delta_bias)
+            memcpy(&bias, call->delta_bias + channel + v * LANES, 4 * lanes);
+        if (call->D)
+            memcpy(&skip, call->D + channel + v * LANES, 4 * lanes);
+        for (int t = 0; t < steps; t++) {
+            const vec x = room->x[v][t], before = delta[t] + bias;
+            delta[t] = call->softplus ? softplus(before) : before;
+            room->drive[t] = delta[t] * x;
+            y[t] = call->D ? x * skip : splat(0.0f);
+        }
+        if (sums == 0)
+            recur(call, room, sequence, v, start, steps, 0);
+        else if (sums == DECAY_ERROR)
+            recur(call, room, sequence, v, start, steps, DECAY_ERROR);
+        else if (sums == (STATE_PREV | DECAY_SUM))
+            recur(call, room, sequence, v, start, steps, STATE_PREV | DECAY_SUM);
+        else
+            recur(call, room, sequence, v, start, steps, sums);
+        if (!call->z)
+            continue;
         for (int t = 0; t < steps; t++) {
             const vec gate = silu(z[t]);
-            room->y[t] *= gate;
+            y[t] *= gate;
             squares = fma(gate, gate, squares);
         }
         for (int lane = 0; lane < LANES; lane++)
-            room->gate[vector * LANES + lane] += squares[lane];
+            room->gate[v * LANES + lane] += squares[lane];
     }
-    float *y = call->y + (sequence * call->length + start) * call->channels + channel;
-    for (int t = 0; t < steps; t++, y += call->channels) {
-        if (width == LANES)
-            memcpy(y, &room->y[t], sizeof(vec));
-        else
-            memcpy(y, &room->y[t], 4 * width);
-    }
+    store(call->y + (sequence * call->length + start) * call->channels + channel, call->channels, room->y, width, steps);
 }
 
 /* Adds a buffer of one block to the caller's [L, I, N] tensor and clears it. */
@@ -232,7 +248,7 @@ static int block_steps(const struct call *call)
 /* All sequences and steps of `width` channels from `channel` on. `room` is all zeros but for what a panel left in it. */
 static void panel(const struct call *call, struct room *room, int64_t channel, int64_t width)
 {
-    const int64_t states = call->states, vectors = (width + LANES - 1) / LANES;
+    const int64_t states = call->states;
     const int most = block_steps(call);
     const int sums = (call->decay_error ? DECAY_ERROR : 0) | (call->state_energy ? STATE_ENERGY : 0) |
                      (call->state_prev_total ? STATE_PREV_TOTAL : 0) | (call->state_prev ? STATE_PREV : 0) |
@@ -246,10 +262,7 @@ static void panel(const struct call *call, struct room *room, int64_t channel, i
     for (int64_t start = 0; start < call->length; start += most) {
         const int steps = call->length - start < most ? (int)(call->length - start) : most;
         for (int64_t sequence = 0; sequence < call->batch; sequence++)
-            for (int v = 0; v < vectors; v++) {
-                const int64_t left = width - v * LANES;
-                block(call, room, sequence, channel + v * LANES, left < LANES ? (int)left : LANES, v, start, steps, sums);
-            }
+            block(call, room, sequence, channel, (int)width, start, steps, sums);
         if (call->state_prev)
             flush(room->prev_buffer, call->state_prev, call->state_prev_strides, call->state_prev_is_double, states,
                   channel, width, start, steps);
@@ -292,24 +305,30 @@ static struct room *make_room(const struct call *call)
     return room;
 }
 
-static void *work(void *argument)
+/* The first channel of a panel that nobody took yet; beyond the last channel where there is none. */
+static int64_t take(struct job *job)
+{
+    return __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED) * job->panel * LANES;
+}
+
+static void work(void *argument)
 {
     struct job *job = argument;
     const struct call *call = job->call;
+    int64_t channel = take(job);
+    if (channel >= call->channels)
+        return;
     struct room *room = make_room(call);
-    if (!room) {
+    if (!room) { /* the panel stays undone: the call has failed */
         __atomic_store_n(&job->failed, 1, __ATOMIC_RELAXED);
-        return NULL;
+        return;
     }
 #if defined(__SSE2__)
     /* Numbers below the smallest normal one are 0: squares of fast-decaying terms would take a hundred times longer. */
     const unsigned int mode = _mm_getcsr();
     _mm_setcsr(mode | 0x8040);
 #endif
-    for (;;) {
-        const int64_t channel = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED) * job->panel * LANES;
-        if (channel >= call->channels)
-            break;
+    for (; channel < call->channels; channel = take(job)) {
         const int64_t left = call->channels - channel, most = job->panel * LANES;
         panel(call, room, channel, left < most ? left : most);
     }
@@ -317,17 +336,16 @@ static void *work(void *argument)
     _mm_setcsr(mode);
 #endif
     free(room);
-    return NULL;
 }
 
 /* 0, or 1 where there is no memory; what was to be written is then undefined. */
 int optimum_ssm_selective_scan(const struct call *call)
 {
     const int64_t vectors = (call->channels + LANES - 1) / LANES;
-    int64_t threads = call->batch * call->channels * call->states * call->length / WORK_OF_A_THREAD;
-    threads = threads > call->threads ? call->threads : threads;
-    threads = threads > vectors ? vectors : threads < 1 ? 1 : threads;
-    const int64_t panel = vectors / (2 * threads) < 1 ? 1 : vectors / (2 * threads);
+    const int64_t worth = call->batch * call->channels * call->states * call->length / WORK_OF_A_THREAD;
+    const int64_t threads = worth > 1 && vectors > 1 ? call->threads : 1;
+    const int64_t busy = threads > vectors ? vectors : threads;
+    const int64_t panel = vectors / (2 * busy) < 1 ? 1 : vectors / (2 * busy);
     struct job job = {call, panel > PANEL ? PANEL : panel, 0, 0};
     in_threads(work, &job, threads);
     return (int)job.failed;

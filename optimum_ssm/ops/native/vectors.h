@@ -2,10 +2,8 @@
  * SPDX-License-Identifier: Apache-2.0
  *
  * Vectors of float32 and threads, for the C files beside this one. Vectors are those of GCC and Clang, as long as one
- * register of the processor that is compiled for. Threads live for one call: starting them costs some ten microseconds, a
- * pool would not survive a fork, and a second OpenMP beside torch's would compete with it. */
+ * register of the processor that is compiled for. */
 
-#include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -51,9 +49,9 @@
 #define HAS_SHUFFLES
 #endif
 #endif
-#define MOST_THREADS 256
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
+typedef float loose_vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias)); /* anywhere in memory */
 typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
 
 static inline vec splat(float value) { return value - (vec){0}; }
@@ -81,13 +79,4 @@ static inline vec silu(vec v) { return v / (exponential(-v) + 1.0f); }
 
 /* `work(job)` in this thread and up to `threads` - 1 more. It takes what is left to do from `job` until nothing is: where
  * no further thread can start, those that run do it all. */
-static inline void in_threads(void *(*work)(void *), void *job, int64_t threads)
-{
-    pthread_t others[MOST_THREADS];
-    int64_t started = 0;
-    while (started < threads - 1 && started < MOST_THREADS && !pthread_create(&others[started], NULL, work, job))
-        started++;
-    work(job);
-    while (started)
-        pthread_join(others[--started], NULL);
-}
+__attribute__((visibility("hidden"))) void in_threads(void (*work)(void *), void *job, int64_t threads);
