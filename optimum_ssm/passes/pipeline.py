@@ -203,7 +203,7 @@ class _Run:
         if self.ids is None:
             return None
         first, size = self.blocks[0][1], self.config.batch_size
-        if work_device(first).type == "cpu":
+        if self.weights.device_of(first).type == "cpu":
             size = samples_that_fit(first, self.ids, size)
         with phase("embedding"):
             stream = self._agreed(lambda: Activations(self.model, first, self.ids, size, self.placement))

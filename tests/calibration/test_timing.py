@@ -5,6 +5,7 @@
 from collections.abc import Callable
 
 import pytest
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -15,7 +16,8 @@ from optimum_ssm.calibration.timing import OTHER, PhaseClock, note, phase
 
 @pytest.fixture
 def ticks(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """A clock that goes on only when told."""
+    """A clock that goes on only when told, which a GPU's own would not."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     now = [0.0]
     monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
 

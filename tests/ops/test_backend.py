@@ -87,7 +87,7 @@ def test_a_model_runs_through_the_kernels(triton_device, make_tiny_model, token_
     with torch.no_grad(), replaced_scan(family_of(model), model) as seam, torch.backends.cudnn.flags(allow_tf32=False):
         seam.start(names)
         got = model(ids.to(triton_device), use_cache=False).logits
-    assert len(calls) == 1
+    assert [size for _, size in calls if size] == [model.config.state_size]  # the convolution, on a GPU, has none
     assert_close(got, logits, 2e-5)
     lost = (block["readout"] * block["decay"] * block["before"]).square()
     energy = (block["readout"] * block["after"]).square()
