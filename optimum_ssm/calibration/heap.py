@@ -49,10 +49,13 @@ def kept_heap() -> Iterator[None]:
 def samples_that_fit(block: nn.Module, ids: Tensor, batch_size: int) -> int:
     """As many of the `batch_size` samples of a forward pass as keep its widest product within what glibc can keep.
 
+    It divides `batch_size`: batches then begin at the same samples whatever number of processes shares them out.
+
     Args:
         block (`nn.Module`): a block on a CPU.
         ids (`Tensor`): (samples, seq_len).
         batch_size (`int`): the most.
     """
     widest = max((module.weight.shape[0] for module in block.modules() if isinstance(module, nn.Linear)), default=1)
-    return max(1, min(batch_size, _LARGEST // (4 * widest * ids.shape[1])))
+    most = max(1, _LARGEST // (4 * widest * ids.shape[1]))
+    return max(size for size in range(1, min(batch_size, most) + 1) if batch_size % size == 0)

@@ -81,6 +81,7 @@ def test_a_forward_takes_as_many_samples_as_glibc_can_keep() -> None:
     block = nn.Sequential(nn.Linear(64, 1024, device="meta"), nn.Linear(1024, 64, device="meta"))
     ids = torch.empty(100, 512, dtype=torch.long, device="meta")
     assert samples_that_fit(block, ids, 8) == 8
-    assert samples_that_fit(block, ids, 100) == 16  # of 2 MB each
+    assert samples_that_fit(block, ids, 64) == 16  # of 2 MB each
+    assert samples_that_fit(block, ids, 100) == 10  # a divisor
     assert samples_that_fit(block, ids.reshape(1, -1), 8) == 1
     assert samples_that_fit(nn.Identity(), ids, 8) == 8
