@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from ..calibration.activations import inference_state
 from ..calibration.data import load_text, tokenize
+from ..calibration.heap import kept_heap
 from ..calibration.offload import work_device
 from ..calibration.ranks import ALONE, Ranks, current_ranks
 from ..calibration.seam import replaced_scan
@@ -162,12 +163,16 @@ def _negative_log_likelihood(
     known = {kind for _, family in FAMILIES.items() for kind in family.model_types}
     supported = getattr(model.config, "model_type", None) in known
     total, tokens = 0.0, 0
-    with inference_state(model), replaced_scan(family_of(model), model) if supported else nullcontext():
+    with inference_state(model), kept_heap(), replaced_scan(family_of(model), model) if supported else nullcontext():
         starts = range(0, len(windows), batch_size)[ranks.index :: ranks.count]
         for start in progress(starts, "Perplexity", "batch", ranks):
             batch = windows[start : start + batch_size].to(device)
             logits = model(input_ids=batch, use_cache=False).logits[:, :-1].float()
-            losses = F.cross_entropy(logits.transpose(1, 2), batch[:, 1:].to(logits.device), reduction="none").double()
+            targets = batch[:, 1:].to(logits.device)
+            # of rows, which lie together; with the vocabulary as the middle axis it takes several times as long
+            losses = (
+                F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets).double()
+            )
             fresh = losses[:, -stride:]
             seen = losses[:1, :-stride] if start == 0 else losses[:0]  # only the first window has no predecessor
             total += float(fresh.sum() + seen.sum())
