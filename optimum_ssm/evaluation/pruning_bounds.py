@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..calibration.activations import inference_state
-from ..calibration.offload import BlockWeights
+from ..calibration.block_weights import BlockWeights
 from ..families.base import Family
 
 

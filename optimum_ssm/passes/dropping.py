@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from transformers.utils import logging
 
 from ..calibration.activations import Activations
-from ..calibration.offload import BlockWeights, let_go
+from ..calibration.block_weights import BlockWeights, let_go
 from ..calibration.placement import Batches, Placement, stream_placement
 from ..calibration.ranks import agreed
 from ..errors import CalibrationError

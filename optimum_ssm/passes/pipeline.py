@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from ..calibration.activations import Activations, inference_state
+from ..calibration.block_weights import BlockWeights
 from ..calibration.gradients import gradient_statistics
 from ..calibration.heap import kept_heap, samples_that_fit
-from ..calibration.offload import BlockWeights, work_device
+from ..calibration.offload import work_device
 from ..calibration.placement import Batches, Pairs, Placement, stream_placement
 from ..calibration.ranks import ALONE, Ranks, agreed
 from ..calibration.seam import ScanSeam, replaced_scan

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from optimum_ssm import CalibrationError, CheckpointError, ConfigurationError, SSMPruner, SSMPrunerConfig
-from optimum_ssm.calibration import offload
-from optimum_ssm.calibration.offload import BlockWeights, is_offloaded, read_parameter, work_device
+from optimum_ssm.calibration import block_files, block_weights
+from optimum_ssm.calibration.block_weights import BlockWeights
+from optimum_ssm.calibration.offload import is_offloaded, read_parameter, work_device
 from optimum_ssm.methods.wanda import Wanda
 
 
@@ -48,7 +49,7 @@ def mamba(make_tiny_model: Callable[..., PreTrainedModel], tmp_path: Path) -> Pa
 
 @pytest.fixture
 def short_of_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(offload, "fits_memory", lambda _: False)
+    monkeypatch.setattr(block_weights, "fits_memory", lambda _: False)
 
 
 def load(source: Path, ids: Tensor | None = None, device_map: object = None, **options: object) -> SSMPruner:
@@ -201,13 +202,13 @@ def test_the_next_block_comes_while_one_is_worked_on(
     model = load(mamba, token_ids(1), SOME).model
     (first, one), (second, two) = ((f"backbone.layers.{i}", model.base_model.layers[i]) for i in (0, 2))
     parts = {module: name for name, module in model.named_modules()}
-    dense, read, original = dict(two.named_parameters()), [], offload._values
+    dense, read, original = dict(two.named_parameters()), [], block_weights._values
 
     def values(module: nn.Module) -> dict[str, Tensor]:
         read.append((parts[module].rpartition(".mixer")[0] or parts[module].rpartition(".")[0], current_thread()))
         return original(module)
 
-    monkeypatch.setattr(offload, "_values", values)
+    monkeypatch.setattr(block_weights, "_values", values)
     weights = BlockWeights(model)
     with weights.at_hand(first, one, edit=False, following=two):
         before = {name for name, thread in read if thread is main_thread()}
@@ -282,7 +283,7 @@ def test_a_disk_that_takes_no_block_is_told_and_the_block_stays_in_memory(
         raise error
 
     pruner, ids = load(mamba, token_ids(5), SOME), token_ids(2)
-    monkeypatch.setattr(offload, "save_file", fail)
+    monkeypatch.setattr(block_files, "save_file", fail)
     with pytest.raises(CalibrationError, match=rf"layers\.0: main memory is short.*{temporary}.*Set TMPDIR"):
         pruner.prune()
     assert not list(temporary.rglob("*.safetensors")), "no part is left to take the room"
@@ -352,7 +353,7 @@ def test_blocks_offloaded_from_a_gpu(
     checkpoint: Path, token_ids: Callable[..., Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fits: bool
 ) -> None:
     """Blocks 1 and 2 come to the GPU one after the other, from main memory and from disk."""
-    monkeypatch.setattr(offload, "fits_memory", lambda _: fits)
+    monkeypatch.setattr(block_weights, "fits_memory", lambda _: fits)
     ids = token_ids(5).cuda()
     places = {
         **dict.fromkeys(OTHERS, 0),

@@ -13,7 +13,7 @@ from accelerate.utils import has_offloaded_params
 from torch import Tensor
 
 from optimum_ssm import ConfigurationError, SSMPruner, SSMPrunerConfig
-from optimum_ssm.calibration import offload
+from optimum_ssm.calibration import block_weights
 from optimum_ssm.calibration.activations import Activations
 from optimum_ssm.calibration.offload import is_offloaded
 from optimum_ssm.passes import dropping
@@ -78,7 +78,7 @@ def test_an_offloaded_model_loses_what_one_in_memory_does(
 
 def test_files_of_blocks_do_not_get_mixed_up(tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A later block takes the name of a dropped one, and is written under it while an earlier one still reads its own."""
-    monkeypatch.setattr(offload, "fits_memory", lambda _: False)
+    monkeypatch.setattr(block_weights, "fits_memory", lambda _: False)
     expected, pruner = pair("mamba", tmp_path, SOME | {"backbone.layers.1": "disk"})
     files = []
     for one in (expected, pruner):
@@ -167,7 +167,7 @@ def test_dropped_from_a_model_that_a_gpu_holds_in_part(
     unit: str, fits: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Blocks, final norm and head come to the GPU, from main memory and from disk."""
-    monkeypatch.setattr(offload, "fits_memory", lambda _: fits)
+    monkeypatch.setattr(block_weights, "fits_memory", lambda _: fits)
     places = {"backbone.embeddings": 0, "backbone.norm_f": "cpu", "lm_head": 0}
     places |= {f"backbone.layers.{i}": place for i, place in enumerate((0, "cpu", "disk", "cpu"))}
     tiny_model("mamba2", seed=3, num_hidden_layers=LAYERS).save_pretrained(tmp_path / "dense")
