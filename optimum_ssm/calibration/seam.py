@@ -24,6 +24,7 @@ from ..ops import state_space_dual as mamba2_scan
 from ..ops.backend import chosen_backend
 from ..ops.causal_convolution import can_convolve, causal_convolution
 from ..ops.differentiable_scan import differentiable_selective_scan
+from ..ops.gated_norm import can_normalise, gated_norm
 from ..ops.scan_moments import SCAN_MOMENTS, mamba2_moments, mamba_moments
 from .left_product import uncopied_left_products
 from .timing import phase
@@ -31,6 +32,8 @@ from .timing import phase
 
 # The convolution of every modelling module that has one, a global like the scan.
 _CONVOLUTION = "causal_conv1d_fn"
+# Mamba-2's norm after the scan: a class.
+_NORM = "MambaRMSNormGated"
 # Sums that each recurrence can give, by name.
 AVAILABLE_SUMS = {
     "mamba": (*mamba_scan.SCAN_SUMS, *SCAN_MOMENTS),
@@ -106,7 +109,7 @@ def replaced_scan(family: Family, model: nn.Module) -> Iterator[ScanSeam]:
     runs this library's differentiable scan, Mamba-2 transformers' own, which is made of matrix products already.
 
     The convolution before it runs in Triton or, on a CPU with a C compiler, in C as well, and Mamba's time steps are not
-    copied on their way to the scan.
+    copied on their way to the scan. Mamba-2's gated norm after it runs in Triton on a GPU.
     """
     mixers = [mixer for _, block in family.blocks(model) if (mixer := family.mixer(block)) is not None]
     module = sys.modules[type(mixers[0]).__module__]
@@ -137,7 +140,18 @@ def replaced_scan(family: Family, model: nn.Module) -> Iterator[ScanSeam]:
             return causal_convolution(x, weight, bias, activation)
         return convolution(x, weight, bias, activation=activation, **kwargs)
 
+    norm = getattr(module, _NORM, None)
+    normalise = None if norm is None else norm.forward
+
+    def chosen_norm(self: nn.Module, hidden_states: Tensor, gate: Tensor | None = None) -> Tensor:
+        size = getattr(self, "group_size", hidden_states.shape[-1])
+        if can_normalise(hidden_states, gate, size):
+            return gated_norm(hidden_states, gate, self.weight, size, self.variance_epsilon)
+        return normalise(self, hidden_states, gate)
+
     setattr(module, family.scan, scan)
+    if norm is not None:
+        norm.forward = chosen_norm
     if convolution is not None:
         setattr(module, _CONVOLUTION, convolve)
     try:
@@ -147,6 +161,8 @@ def replaced_scan(family: Family, model: nn.Module) -> Iterator[ScanSeam]:
         setattr(module, family.scan, original)
         if convolution is not None:
             setattr(module, _CONVOLUTION, convolution)
+        if norm is not None:
+            norm.forward = normalise
 
 
 def _without_fallback_flags(kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from optimum_ssm.ops import triton_causal_convolution as convolution, triton_chunk_scan as chunk
-from optimum_ssm.ops import triton_column_sweep as sweep, triton_selective_scan as mamba, triton_state_space_dual as mamba2
+from optimum_ssm.ops import triton_column_sweep as sweep, triton_gated_norm as norm, triton_selective_scan as mamba, triton_state_space_dual as mamba2
 
 def build(kernel, pointers, absent, ones, sizes, capability):
     constants = dict(sizes) | dict.fromkeys(absent) | dict.fromkeys(ones, 1)
@@ -71,6 +71,13 @@ sizes = {{"SILU": silu, "BLOCK_L": 32, "BLOCK_C": 128, "TAPS": 4, "num_warps": 4
 for capability in (80, 90):
     build(convolution._conv_kernel, dict.fromkeys(("x", "weight", "bias", "y"), dtype), absent, ones, sizes, capability)
 """
+NORM = """
+dtype, ones, group_size = {case}
+sizes = {{"GROUP": group_size, "BLOCK": triton.next_power_of_2(group_size), "num_warps": norm.warps(group_size)}}
+pointers = dict.fromkeys(("gate", "weight", "y"), dtype) | {{"x": "*fp32", "eps": "fp32"}}
+for capability in (80, 90):
+    build(norm._norm_kernel, pointers, (), ones, sizes, capability)
+"""
 SWEEP = """
 ones, group, removed = {case}
 pointers = {{"block": "*fp32", "factor": "*fp32", "errors": "*fp32", "dead": "*u8", "chosen": "*u8"}}
@@ -101,6 +108,9 @@ CASES = [
     ),
     (CONVOLUTION, ("*bf16", (), ("x_channel",), True)),
     (CONVOLUTION, ("*fp32", ("bias",), ("x_step",), False)),
+    (NORM, ("*bf16", (), 5120)),
+    (NORM, ("*fp32", ("length",), 16384)),
+    (NORM, ("*bf16", (), 1)),
     (SWEEP, (("block_column", "chosen_column"), 0, 0)),
     (SWEEP, (("factor_column",), 4, 2)),
 ]
