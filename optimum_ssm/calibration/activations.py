@@ -141,7 +141,8 @@ def _check(finite: list[Tensor], name: str) -> None:
 
 
 def _squared_distance(a: Tensor, b: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(a.float() - b.float(), dtype=torch.float64).square_()
+    """Token by token in float32, whose sums a CPU vectorises, and in float64 from there on."""
+    return torch.linalg.vector_norm(a.float() - b.float(), dim=-1).double().square_().sum()
 
 
 def _tensor(output: Tensor | tuple) -> Tensor:
