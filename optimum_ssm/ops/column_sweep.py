@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The column sweep of the optimal brain surgeon over one block of columns (arXiv 2301.00774, Algorithm 1).
 
-Rows do not see each other, so a GPU takes some of them at a time through all columns in one Triton kernel
-(`triton_column_sweep.py`). In torch every column is a few operations on all rows.
+Rows do not see each other, so a kernel takes some of them at a time through all columns: in Triton on a GPU
+(`triton_column_sweep.py`), in C on a CPU (`native_column_sweep.py`). In torch every column is a few operations on all rows.
 """
 
 import torch
@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ..sparsity.pattern import Pattern
 from ..sparsity.selection import Selection
-from .backend import use_triton
+from .backend import scan_backend
 
 
-# Columns that the kernel holds at once, wider blocks are swept in parts; and the largest N:M group that it ranks.
+# Columns that a kernel holds at once, wider blocks are swept in parts; and the largest N:M group that it ranks.
 KERNEL_COLUMNS, KERNEL_GROUP = 128, 16
 
 
@@ -39,16 +39,21 @@ def sweep_columns(
         chosen (`Tensor`): bool, (rows, columns), `True` = removed. With an N:M `pattern` it is written here: each group is
             chosen by (W_ij / U_jj)² when the sweep reaches it.
         pattern (`Pattern`): N:M, or unstructured for a `chosen` that is complete.
-        backend (`str`, *optional*): "torch", "triton" or "auto", as for the scans (`backend.use_triton`). Factors of every
-            row's own, float64 and groups of more than 16 are swept in torch.
+        backend (`str`, *optional*): "torch", "triton", "native" or "auto", as for Mamba's scan (`backend.scan_backend`).
+            Factors of every row's own, float64 and groups of more than 16 are swept in torch. In C and in torch a block of
+            up to 128 columns gets the same bits.
 
     Returns:
         `Tensor`: e, (rows, columns): what W to the right of the block still has to be corrected by.
     """
     suits = factor.dim() == 2 and block.dtype == torch.float32 and pattern.group <= KERNEL_GROUP
-    if not (suits and use_triton(block, 0, backend)):
+    kernel = scan_backend(block, 0, backend) if suits else "torch"
+    if kernel == "torch":
         return _sweep(block, factor, dead, chosen, pattern)
-    from .triton_column_sweep import sweep
+    if kernel == "triton":
+        from .triton_column_sweep import sweep
+    else:
+        from .native_column_sweep import sweep
 
     columns, width = block.shape[1], KERNEL_COLUMNS - KERNEL_COLUMNS % max(1, pattern.group)
     if columns <= width:

@@ -1,15 +1,19 @@
 # Copyright 2026 The optimum_ssm authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""The column sweep in Triton against torch in float64; of torch against re-inversion see tests/methods/test_sparsegpt.py."""
+"""The column sweep in Triton against torch in float64, and in C against torch bit for bit; of torch against re-inversion see
+tests/methods/test_sparsegpt.py."""
 
 import pytest
 import torch
 
+from optimum_ssm.errors import ConfigurationError
 from optimum_ssm.ops import column_sweep
 from optimum_ssm.ops.column_sweep import sweep_columns
+from optimum_ssm.ops.native_library import library_obstacle
 from optimum_ssm.sparsity.pattern import Pattern
 
 
+native = pytest.mark.skipif(library_obstacle() is not None, reason="needs a C compiler")
 PATTERNS = ["unstructured", "1:4", "2:4", "4:8", "2:3"]
 
 
@@ -63,6 +67,49 @@ def test_wide_blocks_are_swept_in_parts(triton_device, monkeypatch, text):
     assert torch.equal(mask, chosen)
     assert (weight - wanted).abs().max() <= 1e-5 * wanted.abs().max()
     assert (errors - lost).abs().max() <= 1e-5 * lost.abs().max()
+
+
+@native
+@pytest.mark.parametrize("text", [*PATTERNS, "14:16"])
+@pytest.mark.parametrize("rows, columns", [(1, 48), (5, 48), (16, 96), (33, 48), (2500, 48)])
+def test_c_is_torch_to_the_bit(rows, columns, text):
+    """Also where several threads are worth it."""
+    given, pattern = problem(rows, columns), Pattern.parse(text)
+    for found, wanted in zip(*(swept("cpu", name, torch.float32, *given, pattern) for name in ("native", "torch"))):
+        assert torch.equal(found, wanted)
+
+
+@native
+@pytest.mark.parametrize("text", ["unstructured", "2:4"])
+def test_c_takes_wide_blocks_in_parts(text):
+    given, pattern = problem(20, 264), Pattern.parse(text)
+    weight, mask, errors, _ = swept("cpu", "native", torch.float32, *given, pattern)
+    wanted, chosen, lost, _ = swept("cpu", "torch", torch.float64, *given, pattern)
+    assert torch.equal(mask, chosen)
+    assert (weight - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+    assert (errors - lost).abs().max() <= 1e-5 * lost.abs().max()
+
+
+@native
+def test_c_refuses_what_it_would_read_past_its_end():
+    block, chosen = torch.ones(3, 8), torch.zeros(3, 8, dtype=torch.bool)
+    for factor, dead, mask, pattern, message in (
+        (torch.eye(7), torch.zeros(8).bool(), chosen, "2:4", "'factor' has shape"),
+        (torch.eye(8), torch.zeros(7).bool(), chosen, "2:4", "'dead' has shape"),
+        (torch.eye(8), torch.zeros(8).bool(), chosen[:2], "2:4", "'chosen' has shape"),
+        (torch.eye(8), torch.zeros(8).bool(), chosen, "2:3", "8 columns do not divide into groups of 3"),
+    ):
+        with pytest.raises(ConfigurationError, match=message):
+            sweep_columns(block, factor, dead, mask, Pattern.parse(pattern), backend="native")
+
+
+@native
+def test_in_c_equal_scores_go_in_order():
+    """The first of every group, and dead inputs before all others."""
+    block, chosen = torch.ones(3, 8), torch.zeros(3, 8, dtype=torch.bool)
+    dead = torch.tensor([False] * 6 + [True] * 2)
+    sweep_columns(block, torch.eye(8), dead, chosen, Pattern.parse("2:4"), backend="native")
+    assert chosen.tolist() == [[True, True, False, False, False, False, True, True]] * 3
 
 
 def test_equal_scores_go_in_order(triton_device):
