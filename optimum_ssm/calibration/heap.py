@@ -18,16 +18,18 @@ from torch import Tensor, nn
 
 # From glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-# The largest that glibc takes; what is larger always comes from the kernel.
-_LARGEST = 32 << 20
+# The largest that glibc takes; what is as large always comes from the kernel, together with what malloc puts around it.
+_LARGEST, _AROUND = 32 << 20, 4096
 _KEPT = 1 << 30
 # What a user has set stays as it is.
 _VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_MAX_")
 
+_open = [0]  # how many contexts are
+
 
 @contextmanager
 def kept_heap() -> Iterator[None]:
-    """Up to a gigabyte of freed memory is kept for the next allocations; at exit it goes back to the kernel.
+    """Up to a gigabyte of freed memory is kept for the next allocations; at the last exit it goes back to the kernel.
 
     Afterwards glibc keeps as much as it does in any process that once freed a tensor of 32 MB. Nothing is done with
     another C library, or where environment variables say how malloc is to work.
@@ -37,13 +39,16 @@ def kept_heap() -> Iterator[None]:
     if named or not hasattr(libc, "mallopt") or not hasattr(libc, "malloc_trim"):
         yield
         return
+    _open[0] += 1
     libc.mallopt(_MMAP_THRESHOLD, _LARGEST)
     libc.mallopt(_TRIM_THRESHOLD, _KEPT)
     try:
         yield
     finally:
-        libc.mallopt(_TRIM_THRESHOLD, 2 * _LARGEST)
-        libc.malloc_trim(ctypes.c_size_t(0))
+        _open[0] -= 1
+        if not _open[0]:
+            libc.mallopt(_TRIM_THRESHOLD, 2 * _LARGEST)
+            libc.malloc_trim(ctypes.c_size_t(0))
 
 
 def samples_that_fit(block: nn.Module, ids: Tensor, batch_size: int) -> int:
@@ -57,5 +62,5 @@ def samples_that_fit(block: nn.Module, ids: Tensor, batch_size: int) -> int:
         batch_size (`int`): the most.
     """
     widest = max((module.weight.shape[0] for module in block.modules() if isinstance(module, nn.Linear)), default=1)
-    most = max(1, _LARGEST // (4 * widest * ids.shape[1]))
+    most = max(1, (_LARGEST - _AROUND) // (4 * widest * ids.shape[1]))
     return max(size for size in range(1, min(batch_size, most) + 1) if batch_size % size == 0)

@@ -20,7 +20,7 @@ class _Uncopied(TorchFunctionMode):
     """W [I, K] @ x [B, K, L], where x^T has its K side by side, gives [B, I, L] with I side by side."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if func is Tensor.matmul and not torch.is_grad_enabled():
+        if func is Tensor.matmul and len(args) == 2 and not torch.is_grad_enabled():
             left, right = args
             if left.dim() == 2 and right.dim() == 3 and right.stride(1) == 1:
                 return F.linear(right.mT, left).mT
@@ -49,3 +49,5 @@ def uncopied_left_products(modules: Iterable[nn.Module]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+        while open_modes:  # torch calls no hook where a forward is interrupted from the keyboard
+            leave()

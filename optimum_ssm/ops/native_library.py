@@ -123,14 +123,29 @@ def build(sources: Path) -> ctypes.CDLL:
 
 
 def _load(path: Path) -> ctypes.CDLL:
-    """A compiled library, which computes in torch's OpenMP threads; in processes forked from this one it starts its own."""
+    """A compiled library, which computes in torch's OpenMP threads; in a process that was forked it starts its own."""
     loaded = ctypes.CDLL(str(path))
     use_openmp = getattr(loaded, "optimum_ssm_use_openmp", None)
-    if use_openmp is not None and hasattr(os, "register_at_fork"):
+    if use_openmp is not None and _in_openmp is not None:
         if (parallel := getattr(ctypes.CDLL(None), "GOMP_parallel", None)) is not None:
             use_openmp(ctypes.cast(parallel, ctypes.c_void_p))
-            os.register_at_fork(after_in_child=lambda: use_openmp(None))
+            _in_openmp.append(use_openmp)
     return loaded
+
+
+# Switches of the libraries that compute in OpenMP; None in a process that was forked, to which none of its threads came.
+_in_openmp: list | None = []
+
+
+def _after_fork() -> None:
+    global _in_openmp
+    for use_openmp in _in_openmp or ():
+        use_openmp(None)
+    _in_openmp = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _compiler() -> list[str]:

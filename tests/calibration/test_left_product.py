@@ -57,6 +57,7 @@ def test_gradients_are_torchs(wide: Tensor) -> None:
         lambda w: w[0] @ torch.ones(9),
         lambda w: w @ w.mT,
         lambda w: torch.matmul(w[0], w.mT),
+        lambda w: w[0].matmul(other=w.mT),
     ],
 )
 def test_other_products_are_torchs(product: Callable[[Tensor], Tensor], wide: Tensor) -> None:
@@ -79,4 +80,18 @@ def test_it_ends_with_the_forward_also_when_that_fails(wide: Tensor) -> None:
         assert module(wide).mT.is_contiguous()
     with torch.no_grad():
         assert module(wide).is_contiguous()
+
+
+def test_it_ends_when_a_forward_is_interrupted(wide: Tensor) -> None:
+    """torch calls no hooks then, not even those that it always calls."""
+
+    class Interrupted(Product):
+        def forward(self, wide: Tensor) -> Tensor:
+            raise KeyboardInterrupt
+
+    module = Interrupted()
+    with torch.no_grad():
+        with pytest.raises(KeyboardInterrupt), uncopied_left_products([module]):
+            module(wide)
+        assert Product()(wide).is_contiguous()
     assert not module._forward_hooks and not module._forward_pre_hooks
