@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -149,20 +149,26 @@ def replaced_scan(family: Family, model: nn.Module) -> Iterator[ScanSeam]:
             return gated_norm(hidden_states, gate, self.weight, size, self.variance_epsilon)
         return normalise(self, hidden_states, gate)
 
-    setattr(module, family.scan, scan)
-    if norm is not None:
-        norm.forward = chosen_norm
-    if convolution is not None:
-        setattr(module, _CONVOLUTION, convolve)
-    try:
-        with uncopied_left_products(mixers if family.recurrence == "mamba" else ()):
-            yield seam
-    finally:
-        setattr(module, family.scan, original)
+    with ExitStack() as replaced:
+        replaced.enter_context(_attribute(module, family.scan, scan))
         if convolution is not None:
-            setattr(module, _CONVOLUTION, convolution)
+            replaced.enter_context(_attribute(module, _CONVOLUTION, convolve))
         if norm is not None:
-            norm.forward = normalise
+            replaced.enter_context(_attribute(norm, "forward", chosen_norm))
+        if family.recurrence == "mamba":
+            replaced.enter_context(uncopied_left_products(mixers))
+        yield seam
+
+
+@contextmanager
+def _attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Another value for a while."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
 
 
 def _without_fallback_flags(kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -3,9 +3,10 @@
  *
  * The Mamba-1 selective scan with sums over time, for a CPU: what `native_selective_scan.py` compiles, loads and calls.
  *
- * A vector holds LANES channels. Time runs in blocks: delta, delta x and y of a block are tiles of [steps, LANES] that
- * stay in the first-level cache, and of one state index after the other the state, its rate and its sums stay in
- * registers over all steps of the block. No decay and no state is ever written, but for the sums that are kept for every
+ * A vector holds LANES channels. Time runs in blocks: x, delta, z and y of a block become tiles of [steps, LANES] for all
+ * vectors of a panel, so that memory is read and written in long rows. The tiles of one vector stay in the first-level
+ * cache, and of one state index after the other the state, its rate and its sums stay in registers over all steps of the
+ * block. No decay and no state is ever written, but for the sums that are kept for every
  * step: those go through a buffer of one block, to which all sequences add before it is added to the caller's tensor,
  * whose rows are a page apart.
  *
