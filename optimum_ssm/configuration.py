@@ -87,7 +87,7 @@ class SSMPrunerConfig:
     num_samples: int = _option(128, "number of calibration blocks")
     seq_len: int = _option(2048, "tokens in a calibration block")
     batch_size: int = _option(
-        8, "calibration blocks per forward pass (on a CPU the most), and per gradient where a method uses one"
+        8, "calibration blocks per forward pass (on a CPU at most so many), and per gradient where a method uses one"
     )
     seed: int = _option(0, "seed of the calibration blocks and of methods that draw")
     sequential: bool = _option(True, "let the outputs of a pruned block feed the next one")

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import Tensor, nn
+from torch import nn
 
 
 # From glibc's malloc.h.
@@ -51,16 +51,16 @@ def kept_heap() -> Iterator[None]:
             libc.malloc_trim(ctypes.c_size_t(0))
 
 
-def samples_that_fit(block: nn.Module, ids: Tensor, batch_size: int) -> int:
+def samples_that_fit(block: nn.Module, seq_len: int, batch_size: int) -> int:
     """As many of the `batch_size` samples of a forward pass as keep its widest product within what glibc can keep.
 
     It divides `batch_size`: batches then begin at the same samples whatever number of processes shares them out.
 
     Args:
         block (`nn.Module`): a block on a CPU.
-        ids (`Tensor`): (samples, seq_len).
+        seq_len (`int`): tokens of a sample.
         batch_size (`int`): the most.
     """
     widest = max((module.weight.shape[0] for module in block.modules() if isinstance(module, nn.Linear)), default=1)
-    most = max(1, (_LARGEST - _AROUND) // (4 * widest * ids.shape[1]))
+    most = max(1, (_LARGEST - _AROUND) // (4 * widest * seq_len))
     return max(size for size in range(1, min(batch_size, most) + 1) if batch_size % size == 0)

@@ -4,6 +4,7 @@
 CPU."""
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib.util import find_spec
 
@@ -51,6 +52,11 @@ def check_operands(x: torch.Tensor, shapes: dict[str, tuple[torch.Tensor | None,
             raise ConfigurationError(f"{name!r} has shape {list(tensor.shape)}: it must be {list(shape)}")
         if tensor is not None and tensor.device != x.device:
             raise ConfigurationError(f"{name!r} is on {tensor.device}: it must be on {x.device}, as x")
+
+
+def on_device_of(x: torch.Tensor) -> AbstractContextManager:
+    """Where Triton launches what works on `x`: on its GPU, which need not be the current one; in the interpreter nowhere."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 def active_backend(device: torch.device) -> str:

@@ -125,22 +125,21 @@ def build(sources: Path) -> ctypes.CDLL:
 def _load(path: Path) -> ctypes.CDLL:
     """A compiled library, which computes in torch's OpenMP threads; in a process that was forked it starts its own."""
     loaded = ctypes.CDLL(str(path))
-    use_openmp = getattr(loaded, "optimum_ssm_use_openmp", None)
-    if use_openmp is not None and _in_openmp is not None:
-        if (parallel := getattr(ctypes.CDLL(None), "GOMP_parallel", None)) is not None:
-            use_openmp(ctypes.cast(parallel, ctypes.c_void_p))
-            _in_openmp.append(use_openmp)
+    parallel = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
+    if parallel is not None and _in_openmp is not None:
+        loaded.optimum_ssm_use_openmp(ctypes.cast(parallel, ctypes.c_void_p))
+        _in_openmp.append(loaded)
     return loaded
 
 
-# Switches of the libraries that compute in OpenMP; None in a process that was forked, to which none of its threads came.
-_in_openmp: list | None = []
+# The libraries that compute in OpenMP; None in a process that was forked, to which none of its threads came.
+_in_openmp: list[ctypes.CDLL] | None = []
 
 
 def _after_fork() -> None:
     global _in_openmp
-    for use_openmp in _in_openmp or ():
-        use_openmp(None)
+    for loaded in _in_openmp or ():
+        loaded.optimum_ssm_use_openmp(None)
     _in_openmp = None
 
 

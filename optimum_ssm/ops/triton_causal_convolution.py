@@ -6,13 +6,11 @@ transformers' fallback turns [B, L, C] activations to [B, C, L] for torch's conv
 projection that follows: five passes over the activations where this kernel reads them once and writes them once.
 """
 
-from contextlib import nullcontext
-
 import torch
 import triton
 import triton.language as tl
 
-from .backend import check_operands
+from .backend import check_operands, on_device_of
 
 
 def convolve(
@@ -29,7 +27,7 @@ def convolve(
     y = x.new_empty(batch, length, channels)
     sizes = {"BLOCK_L": 32, "BLOCK_C": min(128, triton.next_power_of_2(channels)), "TAPS": weight.shape[1]}
     grid = (triton.cdiv(channels, sizes["BLOCK_C"]), triton.cdiv(length, sizes["BLOCK_L"]), batch)
-    with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
+    with on_device_of(x):
         _conv_kernel[grid](
             x, weight.contiguous(), bias, y, channels, length, *x.stride(), SILU=activation is not None, **sizes
         )

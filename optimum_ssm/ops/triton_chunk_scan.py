@@ -17,12 +17,11 @@ whose differences lose nothing. Sums over time, where asked for, are a pass of t
 with the output they would not fit the registers.
 """
 
-from contextlib import nullcontext
-
 import torch
 import triton
 import triton.language as tl
 
+from .backend import on_device_of
 from .triton_chunk_sums import add_chunk_sums
 
 
@@ -69,7 +68,7 @@ def scan(
     sizes = block_sizes(state_size, head_dim)
     # The interpreter, which runs on a CPU, multiplies the bits of bfloat16 numbers as if they were integers.
     operand = tl.bfloat16 if x.is_cuda else tl.float32
-    with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
+    with on_device_of(x):
         steps = chunk_steps(delta, A)
         _chunk_kernel[(triton.cdiv(head_dim, sizes["BLOCK_P"]), heads, batch)](
             x,

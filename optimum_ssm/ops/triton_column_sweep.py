@@ -11,13 +11,12 @@ written, e written, the mask read or written, once each. Both take microseconds;
 cycles each, take most of the time.
 """
 
-from contextlib import nullcontext
-
 import torch
 import triton
 import triton.language as tl
 
 from ..sparsity.pattern import Pattern
+from .backend import on_device_of
 
 
 BLOCK_R = 16
@@ -30,7 +29,7 @@ def sweep(
     rows, columns = block.shape
     # Stored by columns: what the programs write at a step is contiguous, and the product that follows takes either order.
     errors = block.new_empty(columns, rows)
-    with torch.cuda.device(block.device) if block.is_cuda else nullcontext():
+    with on_device_of(block):
         _sweep_kernel[(triton.cdiv(rows, BLOCK_R),)](
             block,
             factor,

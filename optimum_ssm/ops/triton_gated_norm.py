@@ -2,14 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The gated RMSNorm as one Triton kernel: every activation is read once and written once."""
 
-from contextlib import nullcontext
-
 import torch
 import triton
 import triton.language as tl
 
 from ..errors import ConfigurationError
-from .backend import check_operands
+from .backend import check_operands, on_device_of
 
 
 def normalise(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, group_size: int, eps: float) -> torch.Tensor:
@@ -25,7 +23,7 @@ def normalise(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, group_s
     y = torch.empty(x.shape, dtype=gate.dtype, device=x.device)
     strides = x.stride(0), x.stride(1), gate.stride(0), gate.stride(1)
     sizes = {"GROUP": group_size, "BLOCK": triton.next_power_of_2(group_size), "num_warps": warps(group_size)}
-    with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
+    with on_device_of(x):
         _norm_kernel[batch * length, channels // group_size](
             x, gate, weight.contiguous(), y, length, channels, *strides, eps, **sizes
         )

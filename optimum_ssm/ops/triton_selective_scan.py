@@ -21,13 +21,12 @@ Sums over time are kept per sequence and added up by torch: without atomic addit
 """
 
 import math
-from contextlib import nullcontext
 
 import torch
 import triton
 import triton.language as tl
 
-from .backend import check_operands
+from .backend import check_operands, on_device_of
 from .recurrence import Inputs
 
 
@@ -66,7 +65,7 @@ def scan(inputs: Inputs, sums: dict[str, torch.Tensor]) -> tuple[torch.Tensor, t
     # What is kept for every time step is added to where it lies, by one program for some channels: one after the other.
     sizes = block_sizes(state_size, bool(shared.keys() & set(_TIME_INDEXED)))
     together = batch if sizes["BLOCK_S"] == 1 else sizes["BLOCK_S"]
-    with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
+    with on_device_of(x):
         for first in range(0, batch, together):
             part = slice(first, first + together)
             own = {name: None if tensor is None else tensor[part] for name, tensor in per_sequence.items()}

@@ -20,14 +20,12 @@ T = P = 64, N = 128 that is 6 P N, no less than the recurrence. Chunks would gai
 products for every float32 one. The recurrence subtracts nothing, which keeps the sums exact, and needs no scratch.
 """
 
-from contextlib import nullcontext
-
 import torch
 import triton
 import triton.language as tl
 
 from . import triton_chunk_scan
-from .backend import check_operands
+from .backend import check_operands, on_device_of
 from .scan_sums import add_partial_sums, partial_sums
 
 
@@ -81,7 +79,7 @@ def _recur(
     sizes = block_sizes(state_size, head_dim, batch * heads, x.device)
     blocks = triton.cdiv(head_dim, sizes["BLOCK_P"])
     partial = partial_sums(sums, (batch, blocks, heads, state_size), x.device)
-    with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
+    with on_device_of(x):
         _scan_kernel[(blocks, heads, batch)](
             x,
             delta,

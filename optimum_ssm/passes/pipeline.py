@@ -205,7 +205,7 @@ class _Run:
             return None
         first, size = self.blocks[0][1], self.config.batch_size
         if self.weights.device_of(first).type == "cpu":
-            size = samples_that_fit(first, self.ids, size)
+            size = samples_that_fit(first, self.ids.shape[1], size)
         with phase("embedding"):
             stream = self._agreed(lambda: Activations(self.model, first, self.ids, size, self.placement))
         stream.tokens = self.tokens

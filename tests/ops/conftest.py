@@ -1,6 +1,7 @@
 # Copyright 2026 The optimum_ssm authors. All rights reserved.
 # SPDX-License-Identifier: Apache-2.0
-"""Where the Triton kernels are tested: on the GPU if there is one, otherwise in Triton's interpreter.
+"""Where the Triton kernels are tested: on the GPU if there is one, otherwise in Triton's interpreter; and the C ones, where
+they compile.
 
 The interpreter is chosen by an environment variable that Triton reads when it is imported (`tests/__init__.py`).
 """
@@ -10,6 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+
+from optimum_ssm.ops.native_library import library_obstacle
+
+
+@pytest.fixture
+def compiled() -> None:
+    """A test that asks for it is skipped where the C files do not compile."""
+    if obstacle := library_obstacle():
+        pytest.skip(obstacle)
 
 
 @pytest.fixture

@@ -13,13 +13,13 @@ from optimum_ssm.errors import ConfigurationError
 from optimum_ssm.families import family_of
 from optimum_ssm.ops import causal_convolution as module
 from optimum_ssm.ops.causal_convolution import can_convolve, causal_convolution
-from optimum_ssm.ops.native_library import library_obstacle
 
 
-@pytest.fixture(autouse=True)
-def compiled():
-    if obstacle := library_obstacle():
-        pytest.skip(obstacle)
+pytestmark = pytest.mark.usefixtures("compiled", "no_gradients")
+
+
+@pytest.fixture
+def no_gradients():
     with torch.no_grad():
         yield
 

@@ -9,11 +9,9 @@ import torch
 from optimum_ssm.errors import ConfigurationError
 from optimum_ssm.ops import column_sweep
 from optimum_ssm.ops.column_sweep import sweep_columns
-from optimum_ssm.ops.native_library import library_obstacle
 from optimum_ssm.sparsity.pattern import Pattern
 
 
-native = pytest.mark.skipif(library_obstacle() is not None, reason="needs a C compiler")
 PATTERNS = ["unstructured", "1:4", "2:4", "4:8", "2:3"]
 
 
@@ -69,7 +67,7 @@ def test_wide_blocks_are_swept_in_parts(triton_device, monkeypatch, text):
     assert (errors - lost).abs().max() <= 1e-5 * lost.abs().max()
 
 
-@native
+@pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("text", [*PATTERNS, "14:16"])
 @pytest.mark.parametrize("rows, columns", [(1, 48), (5, 48), (16, 96), (33, 48), (2500, 48)])
 def test_c_is_torch_to_the_bit(rows, columns, text):
@@ -79,7 +77,7 @@ def test_c_is_torch_to_the_bit(rows, columns, text):
         assert torch.equal(found, wanted)
 
 
-@native
+@pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("text", ["unstructured", "2:4"])
 def test_c_takes_wide_blocks_in_parts(text):
     given, pattern = problem(20, 264), Pattern.parse(text)
@@ -90,7 +88,7 @@ def test_c_takes_wide_blocks_in_parts(text):
     assert (errors - lost).abs().max() <= 1e-5 * lost.abs().max()
 
 
-@native
+@pytest.mark.usefixtures("compiled")
 def test_c_refuses_what_it_would_read_past_its_end():
     block, chosen = torch.ones(3, 8), torch.zeros(3, 8, dtype=torch.bool)
     for factor, dead, mask, pattern, message in (
@@ -103,7 +101,7 @@ def test_c_refuses_what_it_would_read_past_its_end():
             sweep_columns(block, factor, dead, mask, Pattern.parse(pattern), backend="native")
 
 
-@native
+@pytest.mark.usefixtures("compiled")
 def test_in_c_equal_scores_go_in_order():
     """The first of every group, and dead inputs before all others."""
     block, chosen = torch.ones(3, 8), torch.zeros(3, 8, dtype=torch.bool)

@@ -15,9 +15,7 @@ from optimum_ssm.ops.native_library import BuildError, build
 
 
 @pytest.fixture(autouse=True)
-def cache(monkeypatch, tmp_path):
-    if obstacle := native_library.library_obstacle():
-        pytest.skip(obstacle)
+def cache(compiled, monkeypatch, tmp_path):
     monkeypatch.setenv(native_library.VARIABLE, str(tmp_path / "cache"))
     return tmp_path / "cache"
 

@@ -34,10 +34,7 @@ SIZES = [
 NATIVE = {"delta_softplus": True, "backend": "native"}
 
 
-@pytest.fixture(autouse=True)
-def compiled():
-    if obstacle := native_library.library_obstacle():
-        pytest.skip(obstacle)
+pytestmark = pytest.mark.usefixtures("compiled")
 
 
 @pytest.fixture(scope="module", params=["native", "x86-64-v3", "x86-64"])

@@ -43,7 +43,7 @@ static void work(void *job)
     struct convolution *c = job;
     const int64_t per_sequence = (c->length + ROWS - 1) / ROWS;
     for (;;) {
-        const int64_t index = __atomic_fetch_add(&c->next, 1, __ATOMIC_RELAXED);
+        const int64_t index = take(&c->next);
         if (index >= c->batch * per_sequence)
             return;
         const int64_t start = index % per_sequence * ROWS, end = start + ROWS;
@@ -59,5 +59,5 @@ static void work(void *job)
 
 void optimum_ssm_causal_convolution(struct convolution *c)
 {
-    in_threads(work, c, c->batch * c->channels * c->length / WORK_OF_A_THREAD > 1 ? c->threads : 1);
+    in_threads(work, c, team(c->batch * c->channels * c->length / WORK_OF_A_THREAD, c->threads));
 }

@@ -81,7 +81,7 @@ static void work(void *argument)
 {
     struct job *job = argument;
     const struct sweep *s = job->sweep;
-    int64_t row = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED) * LANES;
+    int64_t row = take(&job->next) * LANES;
     if (row >= s->rows)
         return;
     void *memory;
@@ -90,7 +90,7 @@ static void work(void *argument)
         return;
     }
     vec *tile = memory;
-    for (; row < s->rows; row = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED) * LANES) {
+    for (; row < s->rows; row = take(&job->next) * LANES) {
         const int64_t left = s->rows - row;
         sweep_rows(s, row, left < LANES ? (int)left : LANES, tile, (ivec *)(tile + s->columns), tile + 2 * s->columns);
     }
@@ -102,6 +102,6 @@ int optimum_ssm_column_sweep(const struct sweep *sweep)
 {
     struct job job = {sweep, 0, 0};
     const int64_t worth = sweep->rows * sweep->columns * sweep->columns / WORK_OF_A_THREAD;
-    in_threads(work, &job, worth > 1 ? sweep->threads : 1);
+    in_threads(work, &job, team(worth, sweep->threads));
     return (int)job.failed;
 }

@@ -306,17 +306,12 @@ static struct room *make_room(const struct call *call)
     return room;
 }
 
-/* The first channel of a panel that nobody took yet; beyond the last channel where there is none. */
-static int64_t take(struct job *job)
-{
-    return __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED) * job->panel * LANES;
-}
-
 static void work(void *argument)
 {
     struct job *job = argument;
     const struct call *call = job->call;
-    int64_t channel = take(job);
+    const int64_t most = job->panel * LANES;
+    int64_t channel = take(&job->next) * most;
     if (channel >= call->channels)
         return;
     struct room *room = make_room(call);
@@ -329,8 +324,8 @@ static void work(void *argument)
     const unsigned int mode = _mm_getcsr();
     _mm_setcsr(mode | 0x8040);
 #endif
-    for (; channel < call->channels; channel = take(job)) {
-        const int64_t left = call->channels - channel, most = job->panel * LANES;
+    for (; channel < call->channels; channel = take(&job->next) * most) {
+        const int64_t left = call->channels - channel;
         panel(call, room, channel, left < most ? left : most);
     }
 #if defined(__SSE2__)
@@ -344,7 +339,7 @@ int optimum_ssm_selective_scan(const struct call *call)
 {
     const int64_t vectors = (call->channels + LANES - 1) / LANES;
     const int64_t worth = call->batch * call->channels * call->states * call->length / WORK_OF_A_THREAD;
-    const int64_t threads = worth > 1 && vectors > 1 ? call->threads : 1;
+    const int64_t threads = team(worth < vectors ? worth : vectors, call->threads);
     const int64_t busy = threads > vectors ? vectors : threads;
     const int64_t panel = vectors / (2 * busy) < 1 ? 1 : vectors / (2 * busy);
     struct job job = {call, panel > PANEL ? PANEL : panel, 0, 0};

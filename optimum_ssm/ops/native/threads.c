@@ -4,8 +4,7 @@
  * Threads for one call: those of the OpenMP that torch runs on, or new ones where it has none.
  *
  * After each of its own operations torch leaves its threads waiting for the next one, for a while at full speed. Further
- * threads would share the cores with these; so they are asked to do this work as well. Callers ask for one thread or for
- * all that torch has: OpenMP ends those that a smaller team leaves over, and torch would have to start them again. */
+ * threads would share the cores with these; so they are asked to do this work as well. */
 
 #include <pthread.h>
 

@@ -77,6 +77,13 @@ static inline vec exponential(vec x)
 /* v times the logistic function of v. */
 static inline vec silu(vec v) { return v / (exponential(-v) + 1.0f); }
 
+/* The number of a piece of work that nobody took yet; whoever computes asks until there is none. */
+static inline int64_t take(int64_t *next) { return __atomic_fetch_add(next, 1, __ATOMIC_RELAXED); }
+
+/* The threads to ask for: all that torch has where the work is worth more than one. OpenMP ends those that a smaller team
+ * leaves over, and torch would have to start them again. */
+static inline int64_t team(int64_t worth, int64_t threads) { return worth > 1 ? threads : 1; }
+
 /* `work(job)` in this thread and up to `threads` - 1 more. It takes what is left to do from `job` until nothing is: where
  * no further thread can start, those that run do it all. */
 __attribute__((visibility("hidden"))) void in_threads(void (*work)(void *), void *job, int64_t threads);
